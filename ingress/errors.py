@@ -1,0 +1,62 @@
+"""Why a delivery is not believed, or not readable.
+
+::
+
+    IngressError
+    └── Refused                   sending the same bytes again will not help
+        ├── TooLarge              the body is over the limit
+        ├── Incomplete            fewer bytes arrived than were announced
+        ├── NotAJsonContentType   the body says that it is something other than JSON
+        ├── NotBelieved           no token vouches for the delivery
+        ├── NotCanonical          no JSON.stringify text exists for these bytes
+        ├── NotJson               believed bytes that are not JSON
+        └── NotAReward            believed JSON that is not a reward
+
+Each leaf has its HTTP status in the one table in ``ingress.app``. None of them carries anything
+that the sender wrote: an error's text may reach a log, and what was sent may hold coupon codes
+and names.
+"""
+
+
+class IngressError(Exception):
+    """The root of everything that the ingress raises itself."""
+
+
+class Refused(IngressError):
+    """Sending the same bytes again will not help."""
+
+
+class TooLarge(Refused):
+    """The body is over the limit."""
+
+
+class Incomplete(Refused):
+    """Fewer bytes arrived than were announced."""
+
+
+class NotAJsonContentType(Refused):
+    """The body says that it is something other than JSON in UTF-8."""
+
+
+class NotBelieved(Refused):
+    """No token vouches for the delivery."""
+
+
+class NotCanonical(Refused):
+    """No JSON.stringify text exists for these bytes."""
+
+
+class NotJson(Refused):
+    """Believed bytes that are not JSON."""
+
+
+class NotAReward(Refused):
+    """Believed JSON that is not a reward: ``field`` names where, ``reason`` says why.
+
+    Both are constants of ours, never the sender's data.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason

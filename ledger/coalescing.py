@@ -1,0 +1,134 @@
+"""Many callers, one round trip: the same mechanism for posting and for reading."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from ledger.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _Waiter(NamedTuple, Generic[Item, Result]):
+    item: Item
+    future: "asyncio.Future[Result]"
+    answer_by: float
+
+
+class Coalescer(Generic[Item, Result]):
+    """Hands what is waiting to ``run`` in batches, and each caller its own result.
+
+    ``run`` gets between one and ``batch_size_max`` items and returns one result for each, in
+    their order. At most ``batches_in_flight_max`` batches run at once; what arrives meanwhile
+    gathers for the next. There is no timer before a batch: a lone item waits for nobody.
+
+    A caller that gives up takes only its own wait back, never the batch. One that has waited
+    ``wait_seconds_max`` gets ``DeadlineExceeded``, although its item may still be carried out.
+    When ``run`` raises anything but ``Unavailable``, the batch is halved and each half run again,
+    so that one bad item fails alone; ``run`` must therefore be safe to repeat.
+
+    It belongs to the event loop in which ``submit`` is first called.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        *,
+        batch_size_max: int,
+        wait_seconds_max: float,
+        batches_in_flight_max: int = 1,
+        waiting_max: int = 10_000,
+    ) -> None:
+        self._run = run
+        self._batch_size_max = batch_size_max
+        self._batches_in_flight_max = batches_in_flight_max
+        self._waiting_max = waiting_max
+        self._wait_seconds_max = wait_seconds_max
+        self._waiting: deque[_Waiter[Item, Result]] = deque()
+        self._unanswered: deque[_Waiter[Item, Result]] = deque()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._is_start_scheduled = False
+        self._watch: asyncio.TimerHandle | None = None
+
+    def submit(self, item: Item) -> "asyncio.Future[Result]":
+        """A future of the item's result; raises ``Overloaded`` when too many wait already."""
+        if len(self._waiting) >= self._waiting_max:
+            raise Overloaded
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        waiter = _Waiter(item, future, loop.time() + self._wait_seconds_max)
+        self._waiting.append(waiter)
+        self._unanswered.append(waiter)
+        if self._watch is None:
+            self._watch = loop.call_at(waiter.answer_by, self._expire)
+        if not self._is_start_scheduled and len(self._in_flight) < self._batches_in_flight_max:
+            # Not at once: whoever else submits in this turn of the loop travels along for free.
+            self._is_start_scheduled = True
+            loop.call_soon(self._start)
+        return future
+
+    async def drain(self) -> None:
+        """Returns when nothing that was submitted before is waiting or in flight."""
+        while self._waiting or self._in_flight:
+            if self._in_flight:
+                await asyncio.wait(self._in_flight)
+            else:
+                await asyncio.sleep(0)
+
+    def _start(self) -> None:
+        self._is_start_scheduled = False
+        while self._waiting and len(self._in_flight) < self._batches_in_flight_max:
+            size = min(len(self._waiting), self._batch_size_max)
+            batch = [self._waiting.popleft() for _ in range(size)]
+            # Whoever gave up before the batch left does not have to travel.
+            batch = [waiter for waiter in batch if not waiter.future.done()]
+            if batch:
+                task = asyncio.create_task(self._answer(batch))
+                self._in_flight.add(task)
+                task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        self._start()
+
+    async def _answer(self, batch: list[_Waiter[Item, Result]]) -> None:
+        try:
+            results = await self._run([waiter.item for waiter in batch])
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, Unavailable):
+                middle = len(batch) // 2
+                await self._answer(batch[:middle])
+                await self._answer(batch[middle:])
+                return
+            for waiter in batch:
+                if not waiter.future.done():
+                    waiter.future.set_exception(_fresh(error))
+            return
+        for waiter, result in zip(batch, results, strict=True):
+            if not waiter.future.done():
+                waiter.future.set_result(result)
+
+    def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._unanswered:
+            waiter = self._unanswered[0]
+            if not waiter.future.done():
+                if waiter.answer_by > now:
+                    break
+                waiter.future.set_exception(DeadlineExceeded())
+            self._unanswered.popleft()
+        self._watch = (
+            loop.call_at(self._unanswered[0].answer_by, self._expire)
+            if (self._unanswered)
+            else None
+        )
+
+
+def _fresh(error: Exception) -> Exception:
+    """One exception object for each caller: raising a shared one would grow its traceback."""
+    if isinstance(error, Refused | Unavailable):
+        return type(error)(*error.args)
+    return error

@@ -1,0 +1,161 @@
+"""Connections and their timeouts; Postgres's errors → ours."""
+
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from typing import Any, Self
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+
+from ledger.errors import BrokenRule, DatabaseUnavailable, LedgerError, Overloaded
+
+CONNECT_SECONDS_MAX = 2
+"""libpq's own minimum is two seconds."""
+POOL_SECONDS_MAX = 1.0
+STATEMENT_SECONDS_MAX = 2
+LOCK_SECONDS_MAX = 1
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+class Role(StrEnum):
+    """The database roles of the services: each can do its one job."""
+
+    WRITER = "ledger_writer"
+    READER = "ledger_reader"
+
+
+class WrongProcess(RuntimeError):
+    """A pool was used in another process than the one that opened it.
+
+    After a fork both processes would write to the same sockets and read each other's rows.
+    """
+
+
+def conninfo(url: str, role: Role, *, statement_seconds_max: int = STATEMENT_SECONDS_MAX) -> str:
+    """``url`` with our timeouts, as ``role``.
+
+    The role is a setting of the connection's start, so that no query runs before it. Whoever
+    ``url`` logs in as must be that role or be allowed to become it.
+    """
+    settings = {
+        "role": role.value,
+        "statement_timeout": f"{statement_seconds_max}s",
+        "lock_timeout": f"{LOCK_SECONDS_MAX}s",
+        "idle_in_transaction_session_timeout": "5s",
+        "jit": "off",
+        # One plan for every batch size: planning for each costs more than it finds. Nested loops
+        # over a batch would be quadratic, and a generic plan does not know the batch's size.
+        "plan_cache_mode": "force_generic_plan",
+        "enable_nestloop": "off" if role is Role.WRITER else "on",
+        "timezone": "UTC",
+    }
+    given = conninfo_to_dict(url)
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    return make_conninfo(
+        "",
+        **{
+            "connect_timeout": CONNECT_SECONDS_MAX,
+            # A peer that vanished without a word is noticed within seconds, not hours.
+            "tcp_user_timeout": 3000,
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 2,
+            "application_name": role.value,
+            **given,
+            "options": f"{given.get('options', '')} {options}".strip(),
+        },
+    )
+
+
+class Pool:
+    """A few connections of one role, opened after the fork and used in this process only.
+
+    ``open`` it in the event loop that uses it, or enter it with ``async with``. Every connection
+    commits each statement by itself.
+    """
+
+    def __init__(self, url: str, role: Role, *, size_max: int) -> None:
+        self._process_id: int | None = None
+        self._pool = AsyncConnectionPool(
+            conninfo(url, role),
+            kwargs={"autocommit": True},
+            min_size=1,
+            max_size=size_max,
+            timeout=POOL_SECONDS_MAX,
+            max_waiting=64,
+            reconnect_timeout=5,
+            open=False,
+            name=role.value,
+        )
+
+    async def open(self) -> None:
+        """Open it without waiting for Postgres, which may be away: it is asked until it comes."""
+        self._process_id = os.getpid()
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Close every connection; those in use when they are given back."""
+        await self._pool.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection for the time of the block.
+
+        Raises ``DatabaseUnavailable``, ``Overloaded`` or ``BrokenRule`` for what Postgres raises
+        in the block, and ``WrongProcess`` where the pool was not opened.
+        """
+        if os.getpid() != self._process_id:
+            raise WrongProcess
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except (psycopg.Error, PoolTimeout, TooManyRequests) as error:
+            raise translated(error) from error
+
+
+_TRY_AGAIN_CLASSES = frozenset({"08", "40", "53", "55", "57", "58", "XX"})
+"""SQLSTATE classes of trouble that passes: connection, rollback, resources, state, operator."""
+
+
+def translated(error: Exception) -> LedgerError:
+    """Our error for one of psycopg's, by SQLSTATE and constraint name, never by its text."""
+    if isinstance(error, TooManyRequests):
+        return Overloaded()
+    if isinstance(error, psycopg.IntegrityError) and error.diag.constraint_name:
+        return BrokenRule(error.diag.constraint_name)
+    sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate is None or sqlstate[:2] in _TRY_AGAIN_CLASSES:
+        return DatabaseUnavailable()
+    return BrokenRule(sqlstate)
+
+
+def array(values: Iterable[object]) -> str:
+    """``values`` as the text of a Postgres array.
+
+    They are strings, bytes, ``None``, or what ``str`` writes without quotes (numbers, times).
+
+    psycopg can adapt lists too, at ten times the price: its Python code looks at every element,
+    which for a reward's twenty columns costs more than everything else in the door.
+    """
+    return "{" + ",".join([_element(value) for value in values]) + "}"
+
+
+def _element(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, bytes):
+        return f'"\\\\x{value.hex()}"'
+    return f'"{value}"'

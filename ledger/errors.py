@@ -1,0 +1,87 @@
+"""What can go wrong in the books, sorted by what the receiver should do.
+
+::
+
+    LedgerError
+    ├── Refused                  asking again will not help
+    │   ├── InvalidArgument      the question is malformed; carries the field
+    │   ├── InvalidAmount        not an exact amount that can be booked
+    │   ├── UnknownCurrency      nobody registered it
+    │   ├── IdempotencyConflict  the same key, another fingerprint
+    │   ├── RewardNotFound       no such reward
+    │   └── BrokenRule           a rule of the database refused the rows
+    └── Unavailable              asking again may help
+        ├── DatabaseUnavailable  Postgres cannot be asked, or did not answer
+        ├── DeadlineExceeded     no answer within the time that was given
+        └── Overloaded           too much is waiting already
+
+No text of an exception reaches a caller: every edge answers from its own table.
+"""
+
+from traceback import walk_tb
+
+
+def where(error: BaseException) -> str:
+    """The kind of ``error`` and the way to its place, for a log.
+
+    Never its text, which may hold what somebody sent.
+    """
+    places = [f"{frame.f_code.co_qualname}:{line}" for frame, line in walk_tb(error.__traceback__)]
+    return f"{type(error).__qualname__} at {' > '.join(places)}"
+
+
+class LedgerError(Exception):
+    """The root of everything that the books raise."""
+
+
+class Refused(LedgerError):
+    """Asking again will not help."""
+
+
+class InvalidArgument(Refused):
+    """The question is malformed: ``field`` names where, ``reason`` says why; both constants."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+
+class InvalidAmount(Refused):
+    """Not an exact amount of its currency that can be booked."""
+
+
+class UnknownCurrency(Refused):
+    """Nobody registered the currency."""
+
+
+class IdempotencyConflict(Refused):
+    """The idempotency key is taken by a fact with another fingerprint."""
+
+
+class RewardNotFound(Refused):
+    """No reward has this rewardId."""
+
+
+class BrokenRule(Refused):
+    """A rule of the database refused the rows: ``rule`` is its constraint's name."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+
+
+class Unavailable(LedgerError):
+    """Asking again may help."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """Postgres cannot be asked, or did not answer; what it did is not known."""
+
+
+class DeadlineExceeded(Unavailable):
+    """No answer came within the time that was given; what was asked may still happen."""
+
+
+class Overloaded(Unavailable):
+    """Too much is waiting already; nothing was done."""

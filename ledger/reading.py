@@ -1,0 +1,355 @@
+"""The only door out: each question is one statement in one snapshot.
+
+Amounts come as Postgres's own exact text, formed for wires by ``ledger.money.plain``.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+from ledger.account import USER
+from ledger.coalescing import Coalescer
+from ledger.database import Connection, Pool, array
+from ledger.errors import DatabaseUnavailable, RewardNotFound
+from ledger.money import plain
+
+BATCH_SIZE_MAX = 500
+WAIT_SECONDS_MAX = 2.5
+TRIES_MAX = 2
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+class BalanceKey(NamedTuple):
+    """Which balance is asked for."""
+
+    user_id: str
+    currency: str
+
+
+class PastBalanceKey(NamedTuple):
+    """Which balance is asked for, after all postings up to and including ``as_of``."""
+
+    user_id: str
+    currency: str
+    as_of: datetime
+
+
+class Balance(NamedTuple):
+    """What a user is owed in one currency."""
+
+    user_id: str
+    currency: str
+    value: str
+    version: int
+    """How many postings made it; 0 if none."""
+    posted_at: datetime | None
+    """When the last of them was posted."""
+
+
+class Booked(NamedTuple):
+    """The posting of a reward as it stands in the books."""
+
+    debit_account: str
+    credit_account: str
+    currency: str
+    amount: str
+    version: int
+    balance_after: str
+    posted_at: datetime
+
+
+class RecordedReward(NamedTuple):
+    """A reward as it stands in the books, without its code and its bytes."""
+
+    number: int
+    reward_id: str
+    user_id: str
+    campaign_id: str
+    type: str | None
+    reward_type: str | None
+    reward_name: str | None
+    status: str | None
+    transaction_id: str | None
+    category: str | None
+    details: str | None
+    expires_at: datetime | None
+    recorded_at: datetime
+    posting: Booked | None
+
+
+class RewardFilter(NamedTuple):
+    """Which of a user's rewards are asked for; ``None`` asks for any."""
+
+    user_id: str
+    currency: str | None = None
+    campaign_id: str | None = None
+    type: str | None = None
+    start_time: datetime | None = None
+    """Recorded at this time or later."""
+    end_time: datetime | None = None
+    """Recorded before this time."""
+
+
+class CurrencyTotals(NamedTuple):
+    """All debits and all credits of one currency, which must agree."""
+
+    currency: str
+    debits: str
+    credits: str
+    difference: str
+    rewards: int
+    users: int
+
+
+class Reader:
+    """Answers many callers; those who ask for single balances at once share round trips."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._balances = Coalescer(
+            self._get_balances, batch_size_max=BATCH_SIZE_MAX, wait_seconds_max=WAIT_SECONDS_MAX
+        )
+        self._past_balances = Coalescer(
+            self._get_past_balances,
+            batch_size_max=BATCH_SIZE_MAX,
+            wait_seconds_max=WAIT_SECONDS_MAX,
+        )
+
+    def balance(self, key: BalanceKey) -> "asyncio.Future[Balance]":
+        """A future of the balance now; awaiting it raises ``Unavailable``."""
+        return self._balances.submit(key)
+
+    def past_balance(self, key: PastBalanceKey) -> "asyncio.Future[Balance]":
+        """A future of the balance as of a time; awaiting it raises ``Unavailable``."""
+        return self._past_balances.submit(key)
+
+    async def balances(self, keys: Sequence[BalanceKey], as_of: datetime | None) -> list[Balance]:
+        """One balance for each key, in their order, from one snapshot."""
+        if as_of is None:
+            return await self._get_balances(keys)
+        return await self._get_past_balances([PastBalanceKey(*key, as_of) for key in keys])
+
+    async def _get_balances(self, keys: Sequence[BalanceKey]) -> list[Balance]:
+        return await self._ask(get_balances, keys)
+
+    async def _get_past_balances(self, keys: Sequence[PastBalanceKey]) -> list[Balance]:
+        return await self._ask(get_past_balances, keys)
+
+    async def balances_of(self, user_id: str) -> list[Balance]:
+        """The user's balances in every currency that it was ever credited in, by currency."""
+        return await self._ask(list_balances, user_id)
+
+    async def rewards(self, chosen: RewardFilter, before: int, limit: int) -> list[RecordedReward]:
+        """At most ``limit`` rewards, newest first, whose number is less than ``before``."""
+        return await self._ask(list_rewards, chosen, before, limit)
+
+    async def reward(self, reward_id: str) -> RecordedReward:
+        """The reward; raises ``RewardNotFound``."""
+        return await self._ask(get_reward, reward_id)
+
+    async def currency_totals(self, as_of: datetime | None) -> list[CurrencyTotals]:
+        """The trial balance of every currency that was posted in, by currency."""
+        return await self._ask(list_currency_totals, as_of)
+
+    async def _ask(
+        self,
+        question: Callable[Concatenate[Connection, Arguments], Awaitable[Answer]],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        # A connection that the server closed while it lay in the pool costs a second try.
+        for tries_left in range(TRIES_MAX - 1, -1, -1):
+            try:
+                async with self._pool.connection() as connection:
+                    return await question(connection, *arguments, **options)
+            except DatabaseUnavailable:
+                if not tries_left:
+                    raise
+        raise AssertionError
+
+
+_GET_BALANCES = """
+SELECT asked.place, (credits - debits)::text, version, posted_at
+FROM unnest(%(account)s::text[], %(currency)s::text[])
+    WITH ORDINALITY AS asked (account, currency, place)
+JOIN balances ON balances.account = asked.account AND balances.currency = asked.currency
+"""
+
+
+async def get_balances(connection: Connection, keys: Sequence[BalanceKey]) -> list[Balance]:
+    """The balance now for each key, in their order; zero for what was never credited."""
+    cursor = await connection.execute(
+        _GET_BALANCES,
+        {
+            "account": array([USER.account(key.user_id) for key in keys]),
+            "currency": array([key.currency for key in keys]),
+        },
+    )
+    return _in_place(keys, await cursor.fetchall())
+
+
+_GET_PAST_BALANCES = """
+SELECT asked.place, past.balance_after::text, past.version, past.posted_at
+FROM unnest(%(user_id)s::text[], %(currency)s::text[], %(as_of)s::timestamptz[])
+    WITH ORDINALITY AS asked (user_id, currency, as_of, place)
+CROSS JOIN LATERAL (
+    SELECT balance_after, version, posted_at
+    FROM postings
+    WHERE postings.user_id = asked.user_id
+      AND postings.currency = asked.currency
+      AND postings.posted_at <= asked.as_of
+    ORDER BY postings.posted_at DESC, postings.version DESC
+    LIMIT 1
+) AS past
+"""
+
+
+async def get_past_balances(
+    connection: Connection, keys: Sequence[PastBalanceKey]
+) -> list[Balance]:
+    """The balance as of its time for each key, in their order: one index probe for each."""
+    cursor = await connection.execute(
+        _GET_PAST_BALANCES,
+        {
+            "user_id": array([key.user_id for key in keys]),
+            "currency": array([key.currency for key in keys]),
+            "as_of": array([key.as_of for key in keys]),
+        },
+    )
+    return _in_place(keys, await cursor.fetchall())
+
+
+def _in_place(
+    keys: Sequence[BalanceKey | PastBalanceKey], rows: list[tuple[Any, ...]]
+) -> list[Balance]:
+    found = {place: (plain(value), version, at) for place, value, version, at in rows}
+    return [
+        Balance(key.user_id, key.currency, *found.get(place, ("0", 0, None)))
+        for place, key in enumerate(keys, start=1)
+    ]
+
+
+_LIST_BALANCES = """
+SELECT currency, (credits - debits)::text, version, posted_at
+FROM balances
+WHERE account = %(account)s
+ORDER BY currency
+"""
+
+
+async def list_balances(connection: Connection, user_id: str) -> list[Balance]:
+    """Every balance that the user was ever credited in, by currency."""
+    cursor = await connection.execute(_LIST_BALANCES, {"account": USER.account(user_id)})
+    return [
+        Balance(user_id, currency, plain(value), version, posted_at)
+        for currency, value, version, posted_at in await cursor.fetchall()
+    ]
+
+
+_LIST_REWARDS = """
+SELECT
+    rewards.number, rewards.reward_id, rewards.user_id, rewards.campaign_id, rewards.type,
+    rewards.reward_type, rewards.reward_name, rewards.status, rewards.transaction_id,
+    rewards.reward_category, rewards.details::text, rewards.reward_expires_at,
+    rewards.recorded_at, postings.debit_account, postings.credit_account, postings.currency,
+    postings.amount::text, postings.version, postings.balance_after::text, postings.posted_at
+FROM rewards
+LEFT JOIN postings ON postings.reward_id = rewards.reward_id
+WHERE rewards.user_id = %(user_id)s
+  AND rewards.number < %(before)s
+  AND (%(currency)s::text IS NULL OR rewards.currency = %(currency)s)
+  AND (%(campaign_id)s::text IS NULL OR rewards.campaign_id = %(campaign_id)s)
+  AND (%(type)s::text IS NULL OR rewards.type = %(type)s)
+  AND (%(start_time)s::timestamptz IS NULL OR rewards.recorded_at >= %(start_time)s)
+  AND (%(end_time)s::timestamptz IS NULL OR rewards.recorded_at < %(end_time)s)
+ORDER BY rewards.number DESC
+LIMIT %(limit)s
+"""
+
+
+async def list_rewards(
+    connection: Connection, chosen: RewardFilter, before: int, limit: int
+) -> list[RecordedReward]:
+    """At most ``limit`` of the chosen rewards, newest first, with a number below ``before``."""
+    cursor = await connection.execute(
+        _LIST_REWARDS, {**chosen._asdict(), "before": before, "limit": limit}
+    )
+    return [_recorded_reward(row) for row in await cursor.fetchall()]
+
+
+_GET_REWARD = """
+SELECT
+    rewards.number, rewards.reward_id, rewards.user_id, rewards.campaign_id, rewards.type,
+    rewards.reward_type, rewards.reward_name, rewards.status, rewards.transaction_id,
+    rewards.reward_category, rewards.details::text, rewards.reward_expires_at,
+    rewards.recorded_at, postings.debit_account, postings.credit_account, postings.currency,
+    postings.amount::text, postings.version, postings.balance_after::text, postings.posted_at
+FROM rewards
+LEFT JOIN postings ON postings.reward_id = rewards.reward_id
+WHERE rewards.reward_id = %(reward_id)s
+"""
+
+
+async def get_reward(connection: Connection, reward_id: str) -> RecordedReward:
+    """The reward; raises ``RewardNotFound``."""
+    cursor = await connection.execute(_GET_REWARD, {"reward_id": reward_id})
+    row = await cursor.fetchone()
+    if row is None:
+        raise RewardNotFound
+    return _recorded_reward(row)
+
+
+def _recorded_reward(row: tuple[Any, ...]) -> RecordedReward:
+    told, booked = row[:13], row[13:]
+    debit, credit, currency, amount, version, balance_after, posted_at = booked
+    posting = None
+    if version is not None:
+        posting = Booked(
+            debit, credit, currency, plain(amount), version, plain(balance_after), posted_at
+        )
+    return RecordedReward._make((*told, posting))
+
+
+_LIST_CURRENCY_TOTALS = """
+SELECT
+    currency, sum(debits)::text, sum(credits)::text, (sum(debits) - sum(credits))::text,
+    coalesce(sum(version) FILTER (WHERE starts_with(account, 'user:')), 0)::bigint,
+    count(*) FILTER (WHERE starts_with(account, 'user:'))
+FROM balances
+GROUP BY currency
+ORDER BY currency
+"""
+
+_LIST_PAST_CURRENCY_TOTALS = """
+SELECT
+    currency,
+    sum(amount) FILTER (WHERE side = 'debit')::text,
+    sum(amount) FILTER (WHERE side = 'credit')::text,
+    (sum(amount) FILTER (WHERE side = 'debit') - sum(amount) FILTER (WHERE side = 'credit'))::text,
+    count(*) FILTER (WHERE side = 'credit'),
+    count(DISTINCT user_id)
+FROM entries
+WHERE posted_at <= %(as_of)s
+GROUP BY currency
+ORDER BY currency
+"""
+
+
+async def list_currency_totals(
+    connection: Connection, as_of: datetime | None
+) -> list[CurrencyTotals]:
+    """The trial balance of every currency, by currency: now from the balances.
+
+    As of a time it is summed from the entries, so it takes as long as there are entries.
+    """
+    if as_of is None:
+        cursor = await connection.execute(_LIST_CURRENCY_TOTALS)
+    else:
+        cursor = await connection.execute(_LIST_PAST_CURRENCY_TOTALS, {"as_of": as_of})
+    return [
+        CurrencyTotals(currency, plain(debits), plain(credits_), plain(difference), rewards, users)
+        for currency, debits, credits_, difference, rewards, users in await cursor.fetchall()
+    ]

@@ -1,0 +1,1 @@
+"""Generated from `proto/ledger/v1/ledger.proto` by `make proto`; never edited."""

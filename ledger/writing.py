@@ -1,0 +1,290 @@
+"""The only door in: rewards become rows, each once.
+
+Whatever way a reward comes in, it comes through ``post``. The unique key of ``rewards`` is the
+single gate; everything else derives from the rows that passed it.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from ledger.coalescing import Coalescer
+from ledger.database import Connection, Pool, array
+from ledger.errors import (
+    DatabaseUnavailable,
+    IdempotencyConflict,
+    InvalidAmount,
+    Refused,
+    UnknownCurrency,
+)
+from ledger.reward import Reward
+
+BATCH_SIZE_MAX = 256
+WAIT_SECONDS_MAX = 2.5
+"""How long a caller waits for its reward: the sender must have an answer within three seconds."""
+TRIES_MAX = 3
+
+
+class Status(StrEnum):
+    """What became of a reward that stands in the books now."""
+
+    CREDITED = "credited"
+    RECORDED = "recorded"
+    REPLAYED = "replayed"
+
+
+class Receipt(NamedTuple):
+    """Proof that a reward stands in the books; the same one, whenever it is asked for."""
+
+    status: Status
+    reward_id: str
+    user_id: str
+    currency: str | None
+    """``None``, as ``version``, when the reward was recorded and nothing was posted."""
+    version: int | None
+    posted_at: datetime
+
+
+Outcome = Receipt | Refused
+"""A receipt, or the error why the reward does not stand in the books as it was told."""
+
+
+class Writer:
+    """Posts single rewards for many callers, in few database transactions."""
+
+    def __init__(self, pool: Pool, *, batch_size_max: int = BATCH_SIZE_MAX) -> None:
+        self._pool = pool
+        self._coalescer = Coalescer(
+            self._post_batch, batch_size_max=batch_size_max, wait_seconds_max=WAIT_SECONDS_MAX
+        )
+
+    def post(self, reward: Reward) -> "asyncio.Future[Outcome]":
+        """What became of ``reward``, known when its database transaction was committed.
+
+        Awaiting it raises ``Unavailable`` when that is not known: ask again with the same reward.
+        Raises ``Overloaded`` at once when too many wait.
+        """
+        return self._coalescer.submit(reward)
+
+    async def drain(self) -> None:
+        """Returns when everything that was handed in has been answered."""
+        await self._coalescer.drain()
+
+    async def _post_batch(self, rewards: list[Reward]) -> list[Outcome]:
+        # Every trouble that passes is met by asking again with the same keys: if the lost
+        # connection did commit, the second try finds the rewards there and reports replays.
+        for tries_left in range(TRIES_MAX - 1, -1, -1):
+            try:
+                async with self._pool.connection() as connection:
+                    return await post(connection, rewards)
+            except DatabaseUnavailable:
+                if not tries_left:
+                    raise
+                await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - not a secret
+        raise AssertionError
+
+
+async def post(connection: Connection, rewards: Sequence[Reward]) -> list[Outcome]:
+    """Posts any number of rewards in one statement; tells for each what became of it.
+
+    Each is credited or recorded now, or a replay of what stands there already, or the reason why
+    it is neither (``IdempotencyConflict``, ``UnknownCurrency``, ``InvalidAmount``). The same
+    rewardId twice in ``rewards`` counts as sent twice. Needs a connection in autocommit mode:
+    when it returns, the rows are committed. Raises what psycopg raises; then nothing of this call
+    was written, unless the connection was lost, and it can be called again with the same rewards.
+    """
+    outcomes: dict[int, Outcome] = {}
+    remaining = dict(enumerate(rewards))
+    while remaining:
+        chosen: dict[str, Reward] = {}
+        for reward in remaining.values():
+            chosen.setdefault(reward.reward_id, reward)
+        standing = await _insert(connection, list(chosen.values()))
+        missing = [reward for key, reward in chosen.items() if key not in standing]
+        refused = await _look_up(connection, missing, standing) if missing else {}
+        for index, reward in list(remaining.items()):
+            outcome = _judge(reward, chosen[reward.reward_id], standing, refused)
+            if outcome is not None:
+                outcomes[index] = outcome
+                del remaining[index]
+    return [outcomes[index] for index in range(len(rewards))]
+
+
+class _Standing(NamedTuple):
+    """What stands in the books under a rewardId."""
+
+    fingerprint: bytes
+    receipt: Receipt
+    is_new: bool
+
+
+def _judge(
+    reward: Reward,
+    chosen: Reward,
+    standing: dict[str, _Standing],
+    refused: dict[str, Refused],
+) -> Outcome | None:
+    """What became of ``reward`` when ``chosen`` was tried for its key; ``None``: try it itself."""
+    stands = standing.get(reward.reward_id)
+    if stands is None:
+        return refused.get(reward.reward_id) if reward is chosen else None
+    if reward is chosen and stands.is_new:
+        return stands.receipt
+    if reward.fingerprint() != stands.fingerprint:
+        return IdempotencyConflict()
+    return stands.receipt._replace(status=Status.REPLAYED)
+
+
+_POST = """
+WITH batch AS MATERIALIZED (
+    SELECT told.*, currencies.scale AS currency_scale
+    FROM unnest(
+        %(reward_id)s::text[], %(user_id)s::text[], %(campaign_id)s::text[], %(type)s::text[],
+        %(reward_type)s::text[], %(reward_name)s::text[], %(reward_amount)s::numeric[],
+        %(currency)s::text[], %(code)s::text[], %(status)s::text[], %(transaction_id)s::text[],
+        %(reward_expires_at)s::timestamptz[], %(reward_category)s::text[], %(details)s::json[],
+        %(body)s::text[], %(tnc)s::json[], %(webhook_type)s::text[], %(believed_bytes)s::bytea[],
+        %(fingerprint)s::bytea[], %(debit_account)s::text[], %(credit_account)s::text[]
+    ) AS told (
+        reward_id, user_id, campaign_id, type,
+        reward_type, reward_name, reward_amount,
+        currency, code, status, transaction_id,
+        reward_expires_at, reward_category, details,
+        body, tnc, webhook_type, believed_bytes,
+        fingerprint, debit_account, credit_account
+    )
+    LEFT JOIN currencies ON currencies.code = told.currency
+),
+-- The gate. Keys are inserted, and so locked, in their order: overlapping batches cannot wait
+-- for each other in a ring.
+accepted AS (
+    INSERT INTO rewards (
+        reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
+        code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
+        webhook_type, believed_bytes, fingerprint
+    )
+    SELECT
+        reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
+        code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
+        webhook_type, believed_bytes, fingerprint
+    FROM batch
+    WHERE currency IS NULL OR scale(reward_amount) <= currency_scale
+    ORDER BY reward_id COLLATE "C"
+    ON CONFLICT (reward_id) DO NOTHING
+    RETURNING reward_id, recorded_at
+),
+booked AS MATERIALIZED (
+    SELECT batch.reward_id, user_id, currency, debit_account, credit_account,
+           round(reward_amount, currency_scale) AS amount
+    FROM accepted JOIN batch ON batch.reward_id = accepted.reward_id
+    WHERE currency IS NOT NULL
+),
+movements AS (
+    SELECT debit_account AS account, currency, amount AS debit, 0 AS credit FROM booked
+    UNION ALL
+    SELECT credit_account, currency, 0, amount FROM booked
+),
+-- Once for each account and batch, again in key order. The time is taken when the row is locked,
+-- so that along an account it never runs backwards.
+held AS (
+    INSERT INTO balances AS kept (account, currency, debits, credits, version, posted_at)
+    SELECT account, currency, sum(debit), sum(credit), count(*), clock_timestamp()
+    FROM movements
+    GROUP BY account, currency
+    ORDER BY account COLLATE "C", currency COLLATE "C"
+    ON CONFLICT (account, currency) DO UPDATE SET
+        debits = kept.debits + excluded.debits,
+        credits = kept.credits + excluded.credits,
+        version = kept.version + excluded.version,
+        posted_at = greatest(kept.posted_at, clock_timestamp())
+    RETURNING account, currency, credits - debits AS balance, version, posted_at
+),
+posted AS (
+    INSERT INTO postings (
+        user_id, currency, version, reward_id, debit_account, credit_account,
+        amount, balance_after, posted_at
+    )
+    SELECT
+        booked.user_id, booked.currency,
+        held.version - count(*) OVER whole + row_number() OVER so_far,
+        booked.reward_id, booked.debit_account, booked.credit_account, booked.amount,
+        held.balance - sum(booked.amount) OVER whole + sum(booked.amount) OVER so_far,
+        held.posted_at
+    FROM booked
+    JOIN held ON held.account = booked.credit_account AND held.currency = booked.currency
+    WINDOW
+        whole AS (PARTITION BY booked.user_id, booked.currency),
+        so_far AS (PARTITION BY booked.user_id, booked.currency ORDER BY booked.reward_id)
+    RETURNING reward_id, version, posted_at
+)
+SELECT accepted.reward_id, posted.version, coalesce(posted.posted_at, accepted.recorded_at)
+FROM accepted LEFT JOIN posted ON posted.reward_id = accepted.reward_id
+"""
+
+_COLUMNS = (*Reward._fields, "fingerprint", "debit_account", "credit_account")
+
+
+async def _insert(connection: Connection, rewards: list[Reward]) -> dict[str, _Standing]:
+    """Posts what is not there yet and can be booked; the rewards that were, by rewardId."""
+    by_id = {reward.reward_id: (reward, reward.fingerprint()) for reward in rewards}
+    rows = [_row(reward, fingerprint) for reward, fingerprint in by_id.values()]
+    columns = zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+    cursor = await connection.execute(_POST, {name: array(values) for name, values in columns})
+    standing = {}
+    for reward_id, version, posted_at in await cursor.fetchall():
+        reward, fingerprint = by_id[reward_id]
+        status = Status.RECORDED if version is None else Status.CREDITED
+        receipt = Receipt(status, reward_id, reward.user_id, reward.currency, version, posted_at)
+        standing[reward_id] = _Standing(fingerprint, receipt, is_new=True)
+    return standing
+
+
+def _row(reward: Reward, fingerprint: bytes) -> tuple[object, ...]:
+    posting = reward.posting()
+    debit, credit = (posting.debit_account, posting.credit_account) if posting else (None, None)
+    return (*reward, fingerprint, debit, credit)
+
+
+_LOOK_UP = """
+SELECT asked.reward_id, rewards.fingerprint, rewards.user_id,
+       postings.currency, postings.version, coalesce(postings.posted_at, rewards.recorded_at),
+       currencies.code IS NOT NULL AS is_currency_known,
+       coalesce(scale(asked.amount) > currencies.scale, false) AS has_too_many_decimals
+FROM unnest(%(reward_id)s::text[], %(currency)s::text[], %(amount)s::numeric[])
+    AS asked (reward_id, currency, amount)
+LEFT JOIN rewards ON rewards.reward_id = asked.reward_id
+LEFT JOIN postings ON postings.reward_id = asked.reward_id
+LEFT JOIN currencies ON currencies.code = asked.currency
+"""
+
+
+async def _look_up(
+    connection: Connection, rewards: list[Reward], standing: dict[str, _Standing]
+) -> dict[str, Refused]:
+    """Why each of ``rewards`` did not pass the gate: adds to ``standing`` what was there before.
+
+    A statement of its own, because only a new snapshot sees what another worker committed while
+    we waited for its key.
+    """
+    cursor = await connection.execute(
+        _LOOK_UP,
+        {
+            "reward_id": array(reward.reward_id for reward in rewards),
+            "currency": array(reward.currency for reward in rewards),
+            "amount": array(reward.reward_amount for reward in rewards),
+        },
+    )
+    refused: dict[str, Refused] = {}
+    for row in await cursor.fetchall():
+        reward_id, fingerprint, user_id, currency, version, posted_at, is_known, is_too_fine = row
+        if fingerprint is not None:
+            receipt = Receipt(Status.REPLAYED, reward_id, user_id, currency, version, posted_at)
+            standing[reward_id] = _Standing(fingerprint, receipt, is_new=False)
+        elif is_too_fine:
+            refused[reward_id] = InvalidAmount()
+        elif not is_known:
+            refused[reward_id] = UnknownCurrency()
+    return refused

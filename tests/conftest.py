@@ -1,0 +1,85 @@
+"""What every test stands on: one real Postgres, and a database of its own for each test."""
+
+import itertools
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+import uvloop
+
+from ledger.database import Connection, Role, conninfo
+from ledger.embedded import EmbeddedPostgres
+from ledger.operations.migrate import migrate
+
+OWNER = "ledger_owner"
+SUPERUSER = "postgres"
+
+
+class Database(NamedTuple):
+    """A migrated database that only this test uses."""
+
+    postgres: EmbeddedPostgres
+    name: str
+
+    def url(self, role: str = OWNER) -> str:
+        """Where ``role`` logs in."""
+        return self.postgres.url(role, self.name)
+
+    @asynccontextmanager
+    async def connected(self, role: Role = Role.WRITER) -> AsyncIterator[Connection]:
+        """A connection as the services open theirs."""
+        info = conninfo(self.url(role), role)
+        async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
+            yield connection
+
+    def rows(self, query: str, role: str = OWNER) -> list[tuple[Any, ...]]:
+        """What ``query`` gives, committed; nothing for a statement without rows."""
+        with psycopg.connect(self.url(role), autocommit=True) as connection:
+            cursor = connection.execute(query)  # type: ignore[call-overload]
+            return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """The one server of the whole run, thrown away afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ledger-tests-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o711)
+        with EmbeddedPostgres(Path(name)) as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """The name of a migrated database that nobody connects to, to be cloned."""
+    with psycopg.connect(postgres.url(OWNER, "postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE ledger_template")
+    migrate(postgres.url(OWNER, "ledger_template"))
+    return "ledger_template"
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def database(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
+    """A database of this test's own, cloned from the template and dropped afterwards."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres.url(SUPERUSER, "postgres"), autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} TEMPLATE {template} OWNER {OWNER} STRATEGY file_copy"
+        )
+        yield Database(postgres, name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Runs a coroutine on uvloop, as the services do."""
+    return uvloop.run
