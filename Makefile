@@ -2,21 +2,62 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+READY := $(VENV)/.installed
+PROTO := $(BIN)/python -m grpc_tools.protoc -I proto
 
-.PHONY: help
+.PHONY: help run demo test hammer lint format proto bench lock clean
+
 help: ## list what can be done
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/.installed: requirements.lock pyproject.toml
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing what requirements.lock pins into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: lock
-lock: ## pin the dependencies of pyproject.toml again, with hashes
-	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev \
+run: $(READY) ## start everything: Postgres, the ingress, the gRPC service
+	@exec $(BIN)/ledger run
+
+demo: $(READY) ## show the main job on a throw-away database, and stop
+	@$(BIN)/ledger demo
+
+test: $(READY) ## run the whole test suite
+	@$(BIN)/python -m pytest
+
+hammer: $(READY) ## race writers for ten minutes, then reconcile
+	@HAMMER_SECONDS=600 $(BIN)/python -m pytest tests/test_hammer.py -s
+
+lint: $(READY) ## check format, types, the proto, and that generated files are fresh
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/buf lint proto
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT \
+	    && $(PROTO) --python_out=$$fresh --pyi_out=$$fresh --grpc_python_out=$$fresh ledger/v1/ledger.proto \
+	    && for file in ledger_pb2.py ledger_pb2.pyi ledger_pb2_grpc.py; do \
+	        cmp -s $$fresh/ledger/v1/$$file ledger/v1/$$file \
+	            || { echo "ledger/v1/$$file is stale: run make proto"; exit 1; }; done
+
+format: $(READY) ## format the code
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+proto: $(READY) ## generate ledger/v1 from proto/ again
+	@$(PROTO) --python_out=. --pyi_out=. --grpc_python_out=. ledger/v1/ledger.proto
+
+bench: $(READY) ## measure, and print each figure beside what it is compared with
+	@$(BIN)/python -m tests.bench
+
+lock: $(READY) ## pin the newest versions that pyproject.toml allows, with hashes
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev \
 	    --generate-hashes --no-header --no-emit-index-url --upgrade \
 	    pyproject.toml --output-file requirements.lock
+
+clean: ## remove what was installed and built; never the data
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

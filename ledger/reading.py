@@ -12,7 +12,7 @@ from ledger.account import USER
 from ledger.coalescing import Coalescer
 from ledger.database import Connection, Pool, array
 from ledger.errors import DatabaseUnavailable, RewardNotFound
-from ledger.money import plain
+from ledger.money import Currency, plain
 
 BATCH_SIZE_MAX = 500
 WAIT_SECONDS_MAX = 2.5
@@ -353,3 +353,14 @@ async def list_currency_totals(
         CurrencyTotals(currency, plain(debits), plain(credits_), plain(difference), rewards, users)
         for currency, debits, credits_, difference, rewards, users in await cursor.fetchall()
     ]
+
+
+_LIST_CURRENCIES = """
+SELECT code, scale, name FROM currencies ORDER BY code
+"""
+
+
+async def list_currencies(connection: Connection) -> list[Currency]:
+    """Every registered currency, by code."""
+    cursor = await connection.execute(_LIST_CURRENCIES)
+    return [Currency(*row) for row in await cursor.fetchall()]

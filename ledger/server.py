@@ -52,7 +52,7 @@ class Handlers(grpc.GenericRpcHandler):
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
+    ) -> "Handler | None":
         """The handler of a call's method; ``None`` becomes UNIMPLEMENTED."""
         return self._handlers.get(handler_call_details.method)
 

@@ -25,7 +25,7 @@ from ledger.embedded import (
     EmbeddedPostgresError,
     NoUsablePlace,
 )
-from ledger.embedded_home import (
+from ledger.embedded.home import (
     FALLBACK,
     INSTALLATION,
     NOTE_NAME,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledger.embedded_errors import NoUsablePlace
+from ledger.embedded.errors import NoUsablePlace
 
 # Where root keeps what the server's user cannot reach in the wished place.
 FALLBACK = Path("/var/lib/reward-ledger")

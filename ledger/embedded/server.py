@@ -7,9 +7,9 @@ import time
 
 import psycopg
 
-from ledger.embedded_errors import DidNotStart
-from ledger.embedded_home import Home
-from ledger.embedded_settings import SETTINGS_NAME
+from ledger.embedded.errors import DidNotStart
+from ledger.embedded.home import Home
+from ledger.embedded.settings import SETTINGS_NAME
 
 # Recovery after a crash reads the log since the last checkpoint, which may take minutes.
 START_SECONDS_MAX = 600.0

@@ -1,0 +1,159 @@
+"""``ledger run``: everything on one machine, started and stopped together."""
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from ledger.config import Settings
+from ledger.database import Role
+from ledger.operations import processes
+from ledger.operations.migrate import migrate
+from ledger.operations.serve import AddressTaken, check_free
+from ledger.operations.source import source
+
+READY_SECONDS_MAX = 30.0
+
+
+class IsRunning(Exception):
+    """Another ``ledger run`` owns the data directory."""
+
+
+class DidNotStart(Exception):
+    """A part ended before it was ready; it said why itself."""
+
+
+class Running(NamedTuple):
+    """What ``ledger run`` started."""
+
+    ingress: str
+    """Host and port of the ingress."""
+    service: str
+    """Host and port of the gRPC service."""
+    made_up_token: Path | None
+    """Where the development token is kept; ``None`` when one was given."""
+    database: str
+    """Which Postgres, for a person; never its URL, which may hold a password."""
+    children: tuple[processes.Child, ...]
+
+    def first_ended(self) -> processes.Child | None:
+        """A child that has ended by itself, if any."""
+        return next((c for c in self.children if c.process.poll() is not None), None)
+
+
+@contextmanager
+def running(settings: Settings, environment: Mapping[str, str]) -> Iterator[Running]:
+    """Everything up and ready, for the time of the block; stopped in order afterwards.
+
+    Raises ``IsRunning``, ``AddressTaken``, ``DidNotStart`` or ``EmbeddedPostgresError``, and then
+    leaves nothing running.
+    """
+    ingress = environment.get("INGRESS_BIND") or "127.0.0.1:8080"
+    with ExitStack() as stack:
+        stack.enter_context(_only_one(settings.data_directory))
+        _end_leftovers(settings.data_directory)
+        for bind in (ingress, settings.bind):
+            check_free(bind)
+        database = stack.enter_context(source(settings))
+        migrate(database.url())
+        token, made_up = _token(settings.data_directory, environment)
+        common = {**environment, "INGRESS_BIND": ingress, "LEDGER_BIND": settings.bind}
+        if token:
+            common["INGRESS_TOKEN"] = token
+        children: list[processes.Child] = []
+        stack.callback(lambda: processes.stop(children))
+        for name, role, bind in (
+            ("ingress", Role.WRITER, ingress),
+            ("serve", Role.READER, settings.bind),
+        ):
+            child = processes.start(name, [name], {**common, "DATABASE_URL": database.url(role)})
+            children.append(child)
+            _remember(settings.data_directory, children)
+            _wait_until_ready(child, bind)
+        where = "the one of DATABASE_URL"
+        if database.embedded is not None:
+            where = f"embedded, data in {database.embedded.data_directory}"
+        yield Running(ingress, settings.bind, made_up, where, tuple(children))
+
+
+def wait(started: Running) -> processes.Child | None:
+    """Return at SIGINT or SIGTERM, or with a child that ended by itself."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.wait(0.3):
+        if (ended := started.first_ended()) is not None:
+            return ended
+    return None
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "run.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise IsRunning(_owner(lock)) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _owner(lock: IO[str]) -> str:
+    lock.seek(0)
+    return lock.read(20).strip() or "?"
+
+
+def _remember(directory: Path, children: list[processes.Child]) -> None:
+    """Keep who our children are, for the run after one that is killed."""
+    text = json.dumps([child.identity() for child in children])
+    (directory / "children.json").write_text(text)
+
+
+def _end_leftovers(directory: Path) -> None:
+    try:
+        leftovers = json.loads((directory / "children.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    for identity in leftovers:
+        processes.end_leftover(identity)
+    (directory / "children.json").unlink()
+
+
+def _token(directory: Path, environment: Mapping[str, str]) -> tuple[str | None, Path | None]:
+    """The token that was given, or one that is made up once and kept for this machine's use."""
+    if environment.get("INGRESS_TOKEN") or environment.get("INGRESS_ALLOW_UNSIGNED"):
+        return environment.get("INGRESS_TOKEN"), None
+    path = directory / "development-token"
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(24))
+    return path.read_text(), path
+
+
+def _wait_until_ready(child: processes.Child, bind: str) -> None:
+    host, _, port = bind.rpartition(":")
+    deadline = time.monotonic() + READY_SECONDS_MAX
+    while time.monotonic() < deadline:
+        if child.process.poll() is not None:
+            raise DidNotStart(child.name)
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise DidNotStart(child.name)
+
+
+__all__ = ["AddressTaken", "DidNotStart", "IsRunning", "Running", "running", "wait"]

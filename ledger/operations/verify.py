@@ -1,0 +1,175 @@
+"""``ledger verify``: the books against themselves.
+
+Everything that can be derived is derived again, from the postings and from the rewards, and each
+difference is named. It reads one snapshot and never writes.
+"""
+
+from typing import NamedTuple
+
+from ledger.database import Connection
+
+
+class Finding(NamedTuple):
+    """One thing that does not hold."""
+
+    rule: str
+    """Which rule is broken, as a sentence."""
+    subject: str
+    """The account, reward or posting that breaks it."""
+    expected: str | None
+    """What follows from the rest of the books; ``None``: it should not be there."""
+    found: str | None
+    """What stands there; ``None``: it is missing."""
+
+
+async def verify(connection: Connection) -> list[Finding]:
+    """Every difference in the books, empty when they hold.
+
+    Needs a connection outside a database transaction; a role that may read is enough.
+    """
+    findings: list[Finding] = []
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        for rule, query in _RULES.items():
+            cursor = await connection.execute(query)
+            findings += [Finding(rule, *row) for row in await cursor.fetchall()]
+    return findings
+
+
+_BALANCES = """
+SELECT
+    coalesce(derived.account, held.account) || ' ' || coalesce(derived.currency, held.currency),
+    derived.debits || ' / ' || derived.credits || ' v' || derived.version,
+    held.debits || ' / ' || held.credits || ' v' || held.version
+FROM (
+    SELECT account, currency,
+           coalesce(sum(amount) FILTER (WHERE side = 'debit'), 0) AS debits,
+           coalesce(sum(amount) FILTER (WHERE side = 'credit'), 0) AS credits,
+           count(*) AS version, max(posted_at) AS posted_at
+    FROM entries
+    GROUP BY account, currency
+) AS derived
+FULL JOIN balances AS held
+    ON held.account = derived.account AND held.currency = derived.currency
+WHERE (derived.debits, derived.credits, derived.version)
+    IS DISTINCT FROM (held.debits, held.credits, held.version)
+"""
+
+_BALANCE_TIMES = """
+SELECT held.account || ' ' || held.currency, derived.posted_at::text, held.posted_at::text
+FROM (
+    SELECT user_id, currency, max(posted_at) AS posted_at FROM postings GROUP BY user_id, currency
+) AS derived
+JOIN balances AS held
+    ON held.account = 'user:' || derived.user_id AND held.currency = derived.currency
+WHERE held.posted_at <> derived.posted_at
+"""
+
+_VERSIONS = """
+SELECT user_id || ' ' || currency || ' v' || version, place::text, version::text
+FROM (
+    SELECT user_id, currency, version,
+           row_number() OVER (PARTITION BY user_id, currency ORDER BY version) AS place
+    FROM postings
+) AS chain
+WHERE version <> place
+"""
+
+_RUNNING_BALANCES = """
+SELECT user_id || ' ' || currency || ' v' || version, derived::text, balance_after::text
+FROM (
+    SELECT user_id, currency, version, balance_after,
+           sum(CASE WHEN credit_account = 'user:' || user_id THEN amount ELSE -amount END)
+               OVER (PARTITION BY user_id, currency ORDER BY version) AS derived
+    FROM postings
+) AS chain
+WHERE balance_after <> derived
+"""
+
+_TIMES = """
+SELECT user_id || ' ' || currency || ' v' || version, 'at or after ' || previous, posted_at::text
+FROM (
+    SELECT user_id, currency, version, posted_at,
+           lag(posted_at) OVER (PARTITION BY user_id, currency ORDER BY version) AS previous
+    FROM postings
+) AS chain
+WHERE posted_at < previous
+"""
+
+_BOOKED_AS_TOLD = """
+SELECT
+    coalesce(rewards.reward_id, postings.reward_id),
+    CASE WHEN rewards.currency IS NOT NULL THEN concat_ws(
+        ' ', rewards.user_id, 'campaign:' || rewards.campaign_id, 'user:' || rewards.user_id,
+        rewards.currency, trim_scale(rewards.reward_amount)
+    ) END,
+    CASE WHEN postings.reward_id IS NOT NULL THEN concat_ws(
+        ' ', postings.user_id, postings.debit_account, postings.credit_account,
+        postings.currency, trim_scale(postings.amount)
+    ) END
+FROM rewards
+FULL JOIN postings ON postings.reward_id = rewards.reward_id
+WHERE (
+    rewards.user_id, 'campaign:' || rewards.campaign_id, 'user:' || rewards.user_id,
+    rewards.currency, rewards.reward_amount
+) IS DISTINCT FROM (
+    postings.user_id, postings.debit_account, postings.credit_account,
+    postings.currency, postings.amount
+)
+AND (rewards.currency IS NOT NULL OR postings.reward_id IS NOT NULL)
+"""
+
+_SCALES = """
+SELECT postings.reward_id, currencies.scale || ' decimals', postings.amount::text
+FROM postings
+LEFT JOIN currencies ON currencies.code = postings.currency
+WHERE scale(postings.amount) IS DISTINCT FROM currencies.scale
+"""
+
+# The same text as `ledger.reward.Reward.fingerprint`, put together a second time.
+_FINGERPRINTS = """
+SELECT reward_id, encode(derived, 'hex'), encode(fingerprint, 'hex')
+FROM (
+    SELECT reward_id, fingerprint, sha256(
+        convert_to(user_id, 'UTF8') || '\\x00'::bytea
+        || convert_to(coalesce(trim_scale(reward_amount)::text, ''), 'UTF8') || '\\x00'::bytea
+        || convert_to(coalesce(currency, ''), 'UTF8') || '\\x00'::bytea
+        || convert_to(campaign_id, 'UTF8') || '\\x00'::bytea
+        || convert_to(coalesce(reward_type, ''), 'UTF8') || '\\x00'::bytea
+        || convert_to(coalesce(code, ''), 'UTF8')
+    ) AS derived
+    FROM rewards
+) AS hashed
+WHERE fingerprint <> derived
+"""
+
+_DIGESTS = """
+SELECT reward_id, encode(sha256(believed_bytes), 'hex'), encode(believed_bytes_sha256, 'hex')
+FROM rewards
+WHERE believed_bytes_sha256 <> sha256(believed_bytes)
+"""
+
+_TOTALS = """
+SELECT
+    coalesce(derived.currency, held.currency),
+    derived.amount || ' / ' || derived.amount,
+    held.debits || ' / ' || held.credits
+FROM (SELECT currency, sum(amount) AS amount FROM postings GROUP BY currency) AS derived
+FULL JOIN (
+    SELECT currency, sum(debits) AS debits, sum(credits) AS credits FROM balances GROUP BY currency
+) AS held ON held.currency = derived.currency
+WHERE (derived.amount, derived.amount) IS DISTINCT FROM (held.debits, held.credits)
+"""
+
+_RULES = {
+    "a balance is the sum of its entries": _BALANCES,
+    "a user's balance has the time of its last posting": _BALANCE_TIMES,
+    "versions count without a gap": _VERSIONS,
+    "each balance after is the one before and its posting": _RUNNING_BALANCES,
+    "time does not run backwards along versions": _TIMES,
+    "what was told is what was posted": _BOOKED_AS_TOLD,
+    "an amount has the decimals of its currency": _SCALES,
+    "the fingerprint is of what was told": _FINGERPRINTS,
+    "the digest is of the believed bytes": _DIGESTS,
+    "debits and credits of a currency are the sum of its postings": _TOTALS,
+}
