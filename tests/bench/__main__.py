@@ -1,0 +1,160 @@
+"""`make bench`: print how fast it is, beside what it is compared with."""
+
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from ledger.embedded import EmbeddedPostgres
+from ledger.operations.migrate import migrate
+from tests.bench import load
+
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+SECONDS = int(os.environ.get("BENCH_SECONDS", "4"))
+CONNECTIONS = (1, 16, 64, 256)
+REWARDS_A_SECOND_MAX = 16_000
+
+FACTORIES = {
+    "door alone": "tests.bench.apps:door_alone()",
+    "ledger": "ingress.app:from_environment()",
+    "one by one": "tests.bench.apps:one_by_one()",
+}
+
+
+def main() -> None:
+    """Run every comparison that the machine has the tools for."""
+    tools = load.find_tools()
+    seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
+    print(f"seed {seed}, {ROUNDS} rounds of {SECONDS} s, {os.cpu_count()} cores, medians of rounds")
+    with tempfile.TemporaryDirectory(prefix="ledger-bench-") as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        with EmbeddedPostgres(directory / "postgres") as postgres:
+            migrate(postgres.url("ledger_owner"))
+            if tools.wrk is None:
+                print("wrk is missing: rewards per second are not measured (apt install wrk)")
+            else:
+                measure_posting(tools.wrk, postgres, directory, seed)
+            if tools.h2load is None:
+                print("h2load is missing: calls are not measured (apt install nghttp2-client)")
+            else:
+                measure_calls(tools.h2load, postgres, directory)
+
+
+def measure_posting(wrk: str, postgres: EmbeddedPostgres, directory: Path, seed: int) -> None:
+    """Signed rewards committed per second, with one worker, three ways at once."""
+    rewards = directory / "rewards"
+    results: dict[tuple[str, int], list[load.Result]] = {}
+    for round_ in range(ROUNDS):
+        for connections in CONNECTIONS:
+            for name, factory in FACTORIES.items():
+                seed += 1
+                load.write_rewards(rewards, SECONDS * REWARDS_A_SECOND_MAX, seed)
+                with ingress(factory, postgres) as (port, process):
+                    meter = load.Meter([process], postmaster(postgres))
+                    result = load.post_load(wrk, port, connections, SECONDS, rewards, meter)
+                results.setdefault((name, connections), []).append(result)
+        print(f"round {round_ + 1} of {ROUNDS} done", file=sys.stderr)
+    print("\nsigned rewards, one worker (CPU in µs a reward)")
+    print(
+        f"{'connections':>11}  {'':<10}{'a second':>9}{'p50 ms':>8}{'p99 ms':>8}"
+        f"{'ingress':>9}{'Postgres':>9}{'failed':>7}  of the door"
+    )
+    for connections in CONNECTIONS:
+        door = median(results["door alone", connections])
+        for name in FACTORIES:
+            row = median(results[name, connections])
+            print(
+                f"{connections:>11}  {name:<10}{row.per_second:>9.0f}{row.p50_milliseconds:>8.2f}"
+                f"{row.p99_milliseconds:>8.2f}{row.server_microseconds:>9.0f}"
+                f"{row.postgres_microseconds:>9.0f}{row.failed:>7}"
+                f"{row.per_second / door.per_second:>11.2f}"
+            )
+    for connections in CONNECTIONS:
+        ledger, one = (median(results[name, connections]) for name in ("ledger", "one by one"))
+        print(
+            f"at {connections} connections the ledger posts "
+            f"{ledger.per_second / one.per_second:.1f} times what one by one does"
+        )
+
+
+def measure_calls(h2load: str, postgres: EmbeddedPostgres, directory: Path) -> None:
+    """GetBalance beside an empty call of the same server, 32 calls in flight."""
+    from ledger.v1 import ledger_pb2 as pb
+
+    request = pb.GetBalanceRequest(user_id="user-1", currency="USD").SerializeToString()
+    calls = {
+        "empty call": ("/bench.Empty/Call", b""),
+        "GetBalance": ("/ledger.v1.LedgerService/GetBalance", request),
+    }
+    port = load.free_port()
+    command = [sys.executable, "-m", "tests.bench.empty", postgres.url("ledger_reader"), str(port)]
+    results: dict[str, list[load.Result]] = {}
+    with process(command, port) as server:
+        for _ in range(ROUNDS):
+            for name, (path, message) in calls.items():
+                meter = load.Meter([server], postmaster(postgres))
+                result = load.call_load(h2load, port, path, message, SECONDS, meter, directory)
+                results.setdefault(name, []).append(result)
+    print("\ncalls, one process, 32 in flight (CPU in µs a call)")
+    print(f"{'':<12}{'a second':>9}{'server':>8}{'Postgres':>9}{'failed':>7}  of the empty call")
+    empty = median(results["empty call"])
+    for name in calls:
+        row = median(results[name])
+        print(
+            f"{name:<12}{row.per_second:>9.0f}{row.server_microseconds:>8.0f}"
+            f"{row.postgres_microseconds:>9.0f}{row.failed:>7}"
+            f"{row.per_second / empty.per_second:>12.2f}"
+        )
+
+
+def median(results: list[load.Result]) -> load.Result:
+    """Each figure's median by itself; failures are added up."""
+    columns = [statistics.median(column) for column in zip(*results, strict=True)]
+    return load.Result(*columns)._replace(failed=sum(result.failed for result in results))
+
+
+@contextmanager
+def ingress(factory: str, postgres: EmbeddedPostgres) -> Iterator[tuple[int, psutil.Process]]:
+    """Gunicorn with one worker and the app of `factory`."""
+    port = load.free_port()
+    command = [sys.executable, "-m", "gunicorn", "-c", "python:ingress.gunicorn_conf", factory]
+    environment = {
+        "DATABASE_URL": postgres.url("ledger_writer"),
+        "INGRESS_TOKEN": load.TOKEN,
+        "INGRESS_BIND": f"127.0.0.1:{port}",
+        "INGRESS_WORKERS": "1",
+    }
+    with process(command, port, environment) as server:
+        yield port, server
+
+
+@contextmanager
+def process(
+    command: list[str], port: int, environment: dict[str, str] | None = None
+) -> Iterator[psutil.Process]:
+    """The process of `command`, listening on `port`."""
+    started = subprocess.Popen(command, env={**os.environ, **(environment or {})})
+    try:
+        load.wait_for(port, started)
+        yield psutil.Process(started.pid)
+    finally:
+        started.terminate()
+        started.wait()
+
+
+def postmaster(postgres: EmbeddedPostgres) -> psutil.Process:
+    """The server's first process, as its own pid file says."""
+    pid_file = postgres.data_directory / "postmaster.pid"
+    return psutil.Process(int(pid_file.read_text().split()[0]))
+
+
+if __name__ == "__main__":
+    main()

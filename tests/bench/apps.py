@@ -1,0 +1,73 @@
+"""What the ingress is compared with: the same app before other books."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg_pool
+from falcon.asgi import App, Request, Response
+
+from ingress.app import create_app
+from ingress.config import read_settings
+from ledger.database import Role, conninfo
+from ledger.reward import Reward
+from ledger.writing import Outcome, Receipt, Status, post
+
+CONNECTIONS = 8
+
+
+class NoBooks:
+    """Answers at once, without a database: what is left is the door."""
+
+    def post(self, reward: Reward) -> "asyncio.Future[Outcome]":
+        """A receipt that is true of nothing."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        now = datetime.now(UTC)
+        future.set_result(
+            Receipt(Status.CREDITED, reward.reward_id, reward.user_id, reward.currency, 1, now)
+        )
+        return future
+
+
+class OneByOne:
+    """Posts each reward in a database transaction of its own, several at once."""
+
+    def __init__(self, url: str) -> None:
+        self._pool = psycopg_pool.AsyncConnectionPool(
+            conninfo(url, Role.WRITER),
+            kwargs={"autocommit": True},
+            min_size=CONNECTIONS,
+            max_size=CONNECTIONS,
+            open=False,
+        )
+
+    def post(self, reward: Reward) -> "asyncio.Future[Outcome]":
+        """The outcome of this reward alone."""
+        return asyncio.ensure_future(self._post(reward))
+
+    async def _post(self, reward: Reward) -> Outcome:
+        async with self._pool.connection() as connection:
+            return (await post(connection, [reward]))[0]
+
+    async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
+        """Falcon's hook for the start of a worker."""
+        await self._pool.open()
+
+    async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
+        """Falcon's hook for its end."""
+        await self._pool.close()
+
+
+def door_alone() -> App[Request, Response]:
+    """The ingress without books."""
+    return create_app(read_settings(), NoBooks())
+
+
+def one_by_one() -> App[Request, Response]:
+    """The ingress before books that do not batch."""
+    settings = read_settings()
+    books = OneByOne(settings.database_url)
+    app = create_app(settings, books)
+    app.add_middleware(books)
+    return app

@@ -1,0 +1,223 @@
+"""`ledger run`: everything up with one command, and down again whatever happens."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from ledger.operations.welcome import PATH, REWARD, compact, sign
+
+LEDGER = [sys.executable, "-m", "ledger"]
+
+
+class Place(NamedTuple):
+    """A data directory and free addresses of this test's own."""
+
+    environment: dict[str, str]
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.environment["LEDGER_DATA"])
+
+    def start(self, **changed: str) -> subprocess.Popen[str]:
+        """`ledger run`, when it has said that it is up."""
+        process = subprocess.Popen(
+            [*LEDGER, "run"],
+            env={**self.environment, **changed},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "ledger verify" in line:
+                return process
+        raise AssertionError(f"ended with {process.wait()}")
+
+    def command(self, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*LEDGER, *arguments],
+            env={**self.environment, **changed},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def post(self, token: str | None = None) -> dict[str, object]:
+        """What the ingress answers to the documented example."""
+        body = compact(REWARD)
+        token = token or (self.directory / "development-token").read_text()
+        connection = http.client.HTTPConnection(self.environment["INGRESS_BIND"], timeout=10)
+        connection.request("POST", PATH, body, {"X-CG-SIGNATURE": sign(body, token)})
+        answer: dict[str, object] = json.loads(connection.getresponse().read())
+        connection.close()
+        return answer
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(prefix="ledger-run-") as name:
+        Path(name).chmod(0o711)
+        kept = {n: os.environ[n] for n in os.environ if not n.startswith(("LEDGER", "INGRESS"))}
+        kept.pop("DATABASE_URL", None)
+        place = Place(
+            {
+                **kept,
+                "LEDGER_DATA": name,
+                "INGRESS_BIND": free_address(),
+                "LEDGER_BIND": free_address(),
+            }
+        )
+        before = ours(place)
+        try:
+            yield place
+        finally:
+            # A worker needs a moment to see that its killed parent is gone.
+            _, left = psutil.wait_procs([p for p in ours(place) if p not in before], timeout=10)
+            for process in left:
+                process.kill()
+        assert left == []
+
+
+def ours(place: Place) -> list[psutil.Process]:
+    """The processes that work for this place."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("LEDGER_DATA") == str(place.directory) or str(
+                place.directory
+            ) in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def end(process: subprocess.Popen[str], number: int = signal.SIGINT) -> int:
+    process.send_signal(number)
+    return ended(process)
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    with process:
+        return process.wait(30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_everything_starts_answers_and_stops_cleanly(place: Place, number: int) -> None:
+    process = place.start()
+    assert place.post()["status"] == "credited"
+    assert json.loads(place.command("balance", "testuser1", "--json").stdout)[0]["balance"] == "400"
+    assert end(process, number) == 0
+    assert ours(place) == []
+
+
+def test_what_was_credited_is_there_in_the_next_run(place: Place) -> None:
+    process = place.start()
+    place.post()
+    end(process)
+    process = place.start()
+    assert place.post()["status"] == "replayed"
+    end(process)
+
+
+def test_a_second_run_says_that_one_is_running(place: Place) -> None:
+    process = place.start()
+    second = place.command("run")
+    assert second.returncode == 1
+    assert f"running already (process {process.pid})" in second.stderr
+    assert place.post()["status"] == "credited"
+    end(process)
+
+
+def test_a_taken_address_is_named(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for name in ("INGRESS_BIND", "LEDGER_BIND"):
+            refused = place.command("run", **{name: address})
+            assert refused.returncode == 1
+            assert address in refused.stderr
+            assert "Traceback" not in refused.stderr
+
+
+def test_the_made_up_token_is_kept_and_readable_by_its_owner_only(place: Place) -> None:
+    end(place.start())
+    path = place.directory / "development-token"
+    token = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    process = place.start()
+    assert path.read_text() == token
+    end(process)
+
+
+def test_a_given_token_is_used_and_none_is_made_up(place: Place) -> None:
+    process = place.start(INGRESS_TOKEN="given")
+    assert place.post("given")["status"] == "credited"
+    assert not (place.directory / "development-token").exists()
+    end(process)
+
+
+def test_killing_everything_loses_nothing_and_the_next_run_works(place: Place) -> None:
+    process = place.start()
+    assert place.post()["status"] == "credited"
+    for member in ours(place):
+        member.kill()
+    ended(process)
+    process = place.start()
+    assert place.post()["status"] == "replayed"
+    assert place.command("verify").returncode == 0
+    end(process)
+
+
+def test_the_next_run_ends_what_a_killed_one_left_behind(place: Place) -> None:
+    process = place.start()
+    left = [member for member in ours(place) if member.pid != process.pid]
+    process.kill()
+    ended(process)
+    assert any(member.is_running() for member in left)
+    process = place.start()
+    assert [m for m in left if m.is_running() and m.status() != psutil.STATUS_ZOMBIE] == []
+    assert place.post()["status"] == "credited"
+    end(process)
+
+
+def test_a_part_that_ends_by_itself_ends_the_run(place: Place) -> None:
+    process = place.start()
+    (ingress,) = (
+        child
+        for child in psutil.Process(process.pid).children()
+        if "gunicorn" in str(child.cmdline())
+    )
+    ingress.kill()
+    assert ended(process) == 1
+
+
+def test_several_processes_serve_one_port_and_a_died_one_comes_back(place: Place) -> None:
+    process = place.start(LEDGER_PROCESSES="2")
+    (watcher,) = (
+        child for child in psutil.Process(process.pid).children() if child.cmdline()[-1] == "serve"
+    )
+    first = watcher.children()
+    assert len(first) == 2
+    first[0].kill()
+    while len(alive := [c for c in watcher.children() if c.status() != psutil.STATUS_ZOMBIE]) < 2:
+        assert watcher.is_running()
+    assert first[1] in alive
+    end(process)
