@@ -25,6 +25,7 @@ class Place(NamedTuple):
     """A data directory and free addresses of this test's own."""
 
     environment: dict[str, str]
+    started: list[subprocess.Popen[str]]
 
     @property
     def directory(self) -> Path:
@@ -39,6 +40,7 @@ class Place(NamedTuple):
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
         assert process.stdout is not None
         for line in process.stdout:
             if "ledger verify" in line:
@@ -83,12 +85,16 @@ def place() -> Iterator[Place]:
                 "LEDGER_DATA": name,
                 "INGRESS_BIND": free_address(),
                 "LEDGER_BIND": free_address(),
-            }
+            },
+            [],
         )
         before = ours(place)
         try:
             yield place
         finally:
+            for process in place.started:
+                with process:
+                    process.terminate()
             # A worker needs a moment to see that its killed parent is gone.
             _, left = psutil.wait_procs([p for p in ours(place) if p not in before], timeout=10)
             for process in left:
