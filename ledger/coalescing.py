@@ -5,7 +5,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from ledger.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
+from ledger.errors import DeadlineExceeded, Overloaded, Unavailable
+
+Seconds = float
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,6 +26,10 @@ class Coalescer(Generic[Item, Result]):
     their order. At most ``batches_in_flight_max`` batches run at once; what arrives meanwhile
     gathers for the next. There is no timer before a batch: a lone item waits for nobody.
 
+    Where ``run`` is quicker than callers arrive, batches would hold one item each. With
+    ``quiet_turns`` a batch leaves when nobody has come for so many turns of the loop, each of
+    which takes microseconds, or when it is full; it never waits for more than ten times as many.
+
     A caller that gives up takes only its own wait back, never the batch. One that has waited
     ``wait_seconds_max`` gets ``DeadlineExceeded``, although its item may still be carried out.
     When ``run`` raises anything but ``Unavailable``, the batch is halved and each half run again,
@@ -37,13 +43,15 @@ class Coalescer(Generic[Item, Result]):
         run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
         *,
         batch_size_max: int,
-        wait_seconds_max: float,
+        wait_seconds_max: Seconds,
         batches_in_flight_max: int = 1,
+        quiet_turns: int = 0,
         waiting_max: int = 10_000,
     ) -> None:
         self._run = run
         self._batch_size_max = batch_size_max
         self._batches_in_flight_max = batches_in_flight_max
+        self._quiet_turns = quiet_turns
         self._waiting_max = waiting_max
         self._wait_seconds_max = wait_seconds_max
         self._waiting: deque[_Waiter[Item, Result]] = deque()
@@ -66,7 +74,7 @@ class Coalescer(Generic[Item, Result]):
         if not self._is_start_scheduled and len(self._in_flight) < self._batches_in_flight_max:
             # Not at once: whoever else submits in this turn of the loop travels along for free.
             self._is_start_scheduled = True
-            loop.call_soon(self._start)
+            loop.call_soon(self._gather, 0, self._quiet_turns, 10 * self._quiet_turns)
         return future
 
     async def drain(self) -> None:
@@ -76,6 +84,18 @@ class Coalescer(Generic[Item, Result]):
                 await asyncio.wait(self._in_flight)
             else:
                 await asyncio.sleep(0)
+
+    def _gather(self, seen: int, quiet_turns_left: int, turns_left: int) -> None:
+        """Start the batch when nobody has come for some turns, it is full, or it waited enough."""
+        count = len(self._waiting)
+        if count > seen:
+            quiet_turns_left = self._quiet_turns
+        if quiet_turns_left and turns_left and count < self._batch_size_max:
+            asyncio.get_running_loop().call_soon(
+                self._gather, count, quiet_turns_left - 1, turns_left - 1
+            )
+        else:
+            self._start()
 
     def _start(self) -> None:
         self._is_start_scheduled = False
@@ -91,7 +111,10 @@ class Coalescer(Generic[Item, Result]):
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
-        self._start()
+        self._forget_answered()
+        if self._waiting and not self._is_start_scheduled:
+            self._is_start_scheduled = True
+            self._gather(0, self._quiet_turns, 10 * self._quiet_turns)
 
     async def _answer(self, batch: list[_Waiter[Item, Result]]) -> None:
         try:
@@ -104,7 +127,9 @@ class Coalescer(Generic[Item, Result]):
                 return
             for waiter in batch:
                 if not waiter.future.done():
-                    waiter.future.set_exception(_fresh(error))
+                    # One object for each caller: raising a shared one would grow its traceback.
+                    own = error if len(batch) == 1 else type(error)(*error.args)
+                    waiter.future.set_exception(own)
             return
         for waiter, result in zip(batch, results, strict=True):
             if not waiter.future.done():
@@ -113,22 +138,17 @@ class Coalescer(Generic[Item, Result]):
     def _expire(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        while self._unanswered:
-            waiter = self._unanswered[0]
+        for waiter in self._unanswered:
+            if waiter.answer_by > now:
+                break
             if not waiter.future.done():
-                if waiter.answer_by > now:
-                    break
                 waiter.future.set_exception(DeadlineExceeded())
+        self._forget_answered()
+        self._watch = None
+        if self._unanswered:
+            self._watch = loop.call_at(self._unanswered[0].answer_by, self._expire)
+
+    def _forget_answered(self) -> None:
+        # As soon as they are answered: waiting for their time would keep seconds of items alive.
+        while self._unanswered and self._unanswered[0].future.done():
             self._unanswered.popleft()
-        self._watch = (
-            loop.call_at(self._unanswered[0].answer_by, self._expire)
-            if (self._unanswered)
-            else None
-        )
-
-
-def _fresh(error: Exception) -> Exception:
-    """One exception object for each caller: raising a shared one would grow its traceback."""
-    if isinstance(error, Refused | Unavailable):
-        return type(error)(*error.args)
-    return error

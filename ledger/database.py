@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from psycopg_pool import AsyncConnectionPool, TooManyRequests
 
 from ledger.errors import BrokenRule, DatabaseUnavailable, LedgerError, Overloaded
 
@@ -35,23 +35,40 @@ class WrongProcess(RuntimeError):
     """
 
 
-def conninfo(url: str, role: Role, *, statement_seconds_max: int = STATEMENT_SECONDS_MAX) -> str:
+_PLANS = {
+    Role.WRITER: {"enable_nestloop": "off", "enable_seqscan": "off"},
+    Role.READER: {"enable_bitmapscan": "off", "enable_seqscan": "off"},
+}
+"""How the services' few statements are planned: once, for every batch size and every table size.
+
+Planning for each batch costs more than it finds. A plan that does not know the batch must not
+loop over it, which would be quadratic; one that was made while the tables were empty must not go
+on scanning them when they grow; one for a page of history must not collect the whole of it first.
+"""
+
+
+def conninfo(
+    url: str,
+    role: Role,
+    *,
+    statement_seconds_max: int = STATEMENT_SECONDS_MAX,
+    is_service: bool = True,
+) -> str:
     """``url`` with our timeouts, as ``role``.
 
     The role is a setting of the connection's start, so that no query runs before it. Whoever
-    ``url`` logs in as must be that role or be allowed to become it.
+    ``url`` logs in as must be that role or be allowed to become it. ``is_service`` fixes the plans
+    of the services' statements; an operator's command asks other questions.
     """
+    plans = {"plan_cache_mode": "force_generic_plan", **_PLANS[role]} if is_service else {}
     settings = {
         "role": role.value,
         "statement_timeout": f"{statement_seconds_max}s",
         "lock_timeout": f"{LOCK_SECONDS_MAX}s",
         "idle_in_transaction_session_timeout": "5s",
         "jit": "off",
-        # One plan for every batch size: planning for each costs more than it finds. Nested loops
-        # over a batch would be quadratic, and a generic plan does not know the batch's size.
-        "plan_cache_mode": "force_generic_plan",
-        "enable_nestloop": "off" if role is Role.WRITER else "on",
         "timezone": "UTC",
+        **plans,
     }
     given = conninfo_to_dict(url)
     options = " ".join(f"-c {name}={value}" for name, value in settings.items())
@@ -120,24 +137,31 @@ class Pool:
         try:
             async with self._pool.connection() as connection:
                 yield connection
-        except (psycopg.Error, PoolTimeout, TooManyRequests) as error:
+        except psycopg.Error as error:
             raise translated(error) from error
 
 
-_TRY_AGAIN_CLASSES = frozenset({"08", "40", "53", "55", "57", "58", "XX"})
-"""SQLSTATE classes of trouble that passes: connection, rollback, resources, state, operator."""
+_DATA_EXCEPTION = "22000"
+"""The SQLSTATE of a value that psycopg itself would not send, such as a text with NUL."""
+
+_VALUE_CLASSES = frozenset({"22", "23", "54"})
+"""SQLSTATE classes that blame the values: data exception, integrity, program limit.
+
+Every other class blames the server, its state or its schema, and somebody can mend that: a
+server that turned read-only, or was not migrated, must not turn rewards away for good.
+"""
 
 
-def translated(error: Exception) -> LedgerError:
+def translated(error: psycopg.Error) -> LedgerError:
     """Our error for one of psycopg's, by SQLSTATE and constraint name, never by its text."""
     if isinstance(error, TooManyRequests):
         return Overloaded()
-    if isinstance(error, psycopg.IntegrityError) and error.diag.constraint_name:
-        return BrokenRule(error.diag.constraint_name)
-    sqlstate = getattr(error, "sqlstate", None)
-    if sqlstate is None or sqlstate[:2] in _TRY_AGAIN_CLASSES:
+    sqlstate = error.sqlstate
+    if sqlstate is None and isinstance(error, psycopg.DataError):
+        sqlstate = _DATA_EXCEPTION
+    if sqlstate is None or sqlstate[:2] not in _VALUE_CLASSES:
         return DatabaseUnavailable()
-    return BrokenRule(sqlstate)
+    return BrokenRule(error.diag.constraint_name or sqlstate)
 
 
 def array(values: Iterable[object]) -> str:

@@ -5,7 +5,7 @@ An amount is a ``decimal.Decimal`` in Python, ``numeric`` in SQL and a decimal s
 
 import re
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact
 from typing import NamedTuple
 
 import iso4217
@@ -48,28 +48,29 @@ def standard_currencies() -> Iterator[Currency]:
     yield from UNITS
 
 
+_EXACT = Context(prec=DIGITS_MAX, traps=[Inexact])
+"""Calculates to so many digits or not at all; in time linear in what was sent."""
+
+
 def exact(value: Decimal) -> Decimal:
     """``value`` without trailing zeros or exponent, when it is an amount that can be booked.
 
     Zero is allowed: a reward of nothing is recorded. Raises ``InvalidAmount`` for a negative
     value, NaN, an infinity, or more than ``DIGITS_MAX`` digits.
     """
-    sign, digits, exponent = value.as_tuple()
-    if not isinstance(exponent, int) or (sign and any(digits)):
+    try:
+        amount = _EXACT.normalize(value)
+    except Inexact:
+        raise InvalidAmount from None
+    _, digits, exponent = amount.as_tuple()
+    if not isinstance(exponent, int) or amount < 0:
         raise InvalidAmount
-    if not any(digits):
+    if not amount:
         return Decimal(0)
-    if exponent >= 0:
-        # Bounded before it is written out: 1E+400 must not become four hundred digits.
-        if len(digits) + exponent > DIGITS_MAX:
-            raise InvalidAmount
-        return value if exponent == 0 else Decimal(int(value))
-    decimals = -exponent
-    while digits and digits[-1] == 0 and decimals:
-        digits, decimals = digits[:-1], decimals - 1
-    if max(len(digits), decimals) > DIGITS_MAX:
+    # Bounded before it is written out: 1E+400 must not become four hundred digits.
+    if max(len(digits), len(digits) + exponent, -exponent) > DIGITS_MAX:
         raise InvalidAmount
-    return Decimal((0, digits, -decimals))
+    return amount if exponent <= 0 else _EXACT.quantize(amount, Decimal(1))
 
 
 def plain(numeric: str) -> str:

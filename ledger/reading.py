@@ -15,8 +15,11 @@ from ledger.errors import DatabaseUnavailable, RewardNotFound
 from ledger.money import Currency, plain
 
 BATCH_SIZE_MAX = 500
+QUIET_TURNS = 8
+"""grpc.aio hands over about one call in a turn of the loop: those on their way travel along."""
 WAIT_SECONDS_MAX = 2.5
-TRIES_MAX = 2
+TRIES_MAX = 5
+"""More than a pool has connections, as Postgres may have closed all that lay there."""
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -110,12 +113,16 @@ class Reader:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._balances = Coalescer(
-            self._get_balances, batch_size_max=BATCH_SIZE_MAX, wait_seconds_max=WAIT_SECONDS_MAX
+            self._get_balances,
+            batch_size_max=BATCH_SIZE_MAX,
+            wait_seconds_max=WAIT_SECONDS_MAX,
+            quiet_turns=QUIET_TURNS,
         )
         self._past_balances = Coalescer(
             self._get_past_balances,
             batch_size_max=BATCH_SIZE_MAX,
             wait_seconds_max=WAIT_SECONDS_MAX,
+            quiet_turns=QUIET_TURNS,
         )
 
     def balance(self, key: BalanceKey) -> "asyncio.Future[Balance]":
@@ -160,13 +167,16 @@ class Reader:
         *arguments: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        # A connection that the server closed while it lay in the pool costs a second try.
         for tries_left in range(TRIES_MAX - 1, -1, -1):
+            connection = None
             try:
                 async with self._pool.connection() as connection:
                     return await question(connection, *arguments, **options)
             except DatabaseUnavailable:
-                if not tries_left:
+                # Another try is worth it only when the connection turned out to be closed. To wait
+                # again for a connection, or for a slow statement, would keep the caller longer
+                # than it may wait.
+                if connection is None or not connection.closed or not tries_left:
                     raise
         raise AssertionError
 

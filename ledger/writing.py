@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from ledger.coalescing import Coalescer
+from ledger.coalescing import Coalescer, Seconds
 from ledger.database import Connection, Pool, array
 from ledger.errors import (
     DatabaseUnavailable,
@@ -55,16 +55,23 @@ Outcome = Receipt | Refused
 class Writer:
     """Posts single rewards for many callers, in few database transactions."""
 
-    def __init__(self, pool: Pool, *, batch_size_max: int = BATCH_SIZE_MAX) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        batch_size_max: int = BATCH_SIZE_MAX,
+        wait_seconds_max: Seconds = WAIT_SECONDS_MAX,
+    ) -> None:
         self._pool = pool
         self._coalescer = Coalescer(
-            self._post_batch, batch_size_max=batch_size_max, wait_seconds_max=WAIT_SECONDS_MAX
+            self._post_batch, batch_size_max=batch_size_max, wait_seconds_max=wait_seconds_max
         )
 
     def post(self, reward: Reward) -> "asyncio.Future[Outcome]":
         """What became of ``reward``, known when its database transaction was committed.
 
-        Awaiting it raises ``Unavailable`` when that is not known: ask again with the same reward.
+        Awaiting it raises ``Unavailable`` when that is not known: ask again with the same reward;
+        and ``BrokenRule`` when the database refused a reward that nobody else foresaw it would.
         Raises ``Overloaded`` at once when too many wait.
         """
         return self._coalescer.submit(reward)
@@ -99,14 +106,17 @@ async def post(connection: Connection, rewards: Sequence[Reward]) -> list[Outcom
     outcomes: dict[int, Outcome] = {}
     remaining = dict(enumerate(rewards))
     while remaining:
-        chosen: dict[str, Reward] = {}
-        for reward in remaining.values():
-            chosen.setdefault(reward.reward_id, reward)
-        standing = await _insert(connection, list(chosen.values()))
-        missing = [reward for key, reward in chosen.items() if key not in standing]
+        # The first of each key is tried; if it is refused, the next one has its turn.
+        first: dict[str, int] = {}
+        for index, reward in remaining.items():
+            first.setdefault(reward.reward_id, index)
+        tried = [remaining[index] for index in first.values()]
+        standing = await _insert(connection, tried)
+        missing = [reward for reward in tried if reward.reward_id not in standing]
         refused = await _look_up(connection, missing, standing) if missing else {}
         for index, reward in list(remaining.items()):
-            outcome = _judge(reward, chosen[reward.reward_id], standing, refused)
+            was_tried = first[reward.reward_id] == index
+            outcome = _judge(reward, was_tried, standing, refused)
             if outcome is not None:
                 outcomes[index] = outcome
                 del remaining[index]
@@ -123,24 +133,32 @@ class _Standing(NamedTuple):
 
 def _judge(
     reward: Reward,
-    chosen: Reward,
+    was_tried: bool,  # noqa: FBT001
     standing: dict[str, _Standing],
     refused: dict[str, Refused],
 ) -> Outcome | None:
-    """What became of ``reward`` when ``chosen`` was tried for its key; ``None``: try it itself."""
+    """What became of ``reward``; ``None`` when it is to be tried in the next turn."""
     stands = standing.get(reward.reward_id)
     if stands is None:
-        return refused.get(reward.reward_id) if reward is chosen else None
-    if reward is chosen and stands.is_new:
+        return refused.get(reward.reward_id) if was_tried else None
+    if was_tried and stands.is_new:
         return stands.receipt
     if reward.fingerprint() != stands.fingerprint:
         return IdempotencyConflict()
     return stands.receipt._replace(status=Status.REPLAYED)
 
 
+# `accepted` is the gate. Keys are inserted, and so locked, in their order: overlapping batches
+# cannot wait for each other in a ring. `held` follows, once for each account and batch, in key
+# order again; the time is taken when the row is locked, so that along an account it never runs
+# backwards. Not over 4096 characters: psycopg parses a longer one anew each time.
 _POST = """
 WITH batch AS MATERIALIZED (
-    SELECT told.*, currencies.scale AS currency_scale
+    SELECT
+        reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
+        told.code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
+        webhook_type, believed_bytes, fingerprint, debit_account, credit_account,
+        currencies.scale AS currency_scale
     FROM unnest(
         %(reward_id)s::text[], %(user_id)s::text[], %(campaign_id)s::text[], %(type)s::text[],
         %(reward_type)s::text[], %(reward_name)s::text[], %(reward_amount)s::numeric[],
@@ -158,8 +176,6 @@ WITH batch AS MATERIALIZED (
     )
     LEFT JOIN currencies ON currencies.code = told.currency
 ),
--- The gate. Keys are inserted, and so locked, in their order: overlapping batches cannot wait
--- for each other in a ring.
 accepted AS (
     INSERT INTO rewards (
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
@@ -187,8 +203,6 @@ movements AS (
     UNION ALL
     SELECT credit_account, currency, 0, amount FROM booked
 ),
--- Once for each account and batch, again in key order. The time is taken when the row is locked,
--- so that along an account it never runs backwards.
 held AS (
     INSERT INTO balances AS kept (account, currency, debits, credits, version, posted_at)
     SELECT account, currency, sum(debit), sum(credit), count(*), clock_timestamp()
@@ -208,16 +222,14 @@ posted AS (
         amount, balance_after, posted_at
     )
     SELECT
-        booked.user_id, booked.currency,
-        held.version - count(*) OVER whole + row_number() OVER so_far,
-        booked.reward_id, booked.debit_account, booked.credit_account, booked.amount,
-        held.balance - sum(booked.amount) OVER whole + sum(booked.amount) OVER so_far,
-        held.posted_at
+        user_id, booked.currency, version - count(*) OVER whole + row_number() OVER so_far,
+        reward_id, debit_account, credit_account, amount,
+        balance - sum(amount) OVER whole + sum(amount) OVER so_far, posted_at
     FROM booked
     JOIN held ON held.account = booked.credit_account AND held.currency = booked.currency
     WINDOW
-        whole AS (PARTITION BY booked.user_id, booked.currency),
-        so_far AS (PARTITION BY booked.user_id, booked.currency ORDER BY booked.reward_id)
+        whole AS (PARTITION BY user_id, booked.currency),
+        so_far AS (PARTITION BY user_id, booked.currency ORDER BY reward_id)
     RETURNING reward_id, version, posted_at
 )
 SELECT accepted.reward_id, posted.version, coalesce(posted.posted_at, accepted.recorded_at)
@@ -252,11 +264,15 @@ _LOOK_UP = """
 SELECT asked.reward_id, rewards.fingerprint, rewards.user_id,
        postings.currency, postings.version, coalesce(postings.posted_at, rewards.recorded_at),
        currencies.code IS NOT NULL AS is_currency_known,
-       coalesce(scale(asked.amount) > currencies.scale, false) AS has_too_many_decimals
+       coalesce(scale(asked.amount) <= currencies.scale, false) AS is_amount_bookable
 FROM unnest(%(reward_id)s::text[], %(currency)s::text[], %(amount)s::numeric[])
     AS asked (reward_id, currency, amount)
-LEFT JOIN rewards ON rewards.reward_id = asked.reward_id
-LEFT JOIN postings ON postings.reward_id = asked.reward_id
+-- The keys are given once more to each table: this connection does not plan nested loops, and
+-- without them a hash join would read the whole table for one replay.
+LEFT JOIN rewards
+    ON rewards.reward_id = asked.reward_id AND rewards.reward_id = ANY(%(reward_id)s::text[])
+LEFT JOIN postings
+    ON postings.reward_id = asked.reward_id AND postings.reward_id = ANY(%(reward_id)s::text[])
 LEFT JOIN currencies ON currencies.code = asked.currency
 """
 
@@ -279,12 +295,13 @@ async def _look_up(
     )
     refused: dict[str, Refused] = {}
     for row in await cursor.fetchall():
-        reward_id, fingerprint, user_id, currency, version, posted_at, is_known, is_too_fine = row
+        reward_id, fingerprint, user_id, currency, version, posted_at, is_known, is_bookable = row
         if fingerprint is not None:
             receipt = Receipt(Status.REPLAYED, reward_id, user_id, currency, version, posted_at)
             standing[reward_id] = _Standing(fingerprint, receipt, is_new=False)
-        elif is_too_fine:
-            refused[reward_id] = InvalidAmount()
         elif not is_known:
             refused[reward_id] = UnknownCurrency()
+        elif not is_bookable:
+            refused[reward_id] = InvalidAmount()
+    # Neither: its currency was registered between the two statements, and it is tried again.
     return refused

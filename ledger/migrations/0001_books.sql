@@ -14,6 +14,8 @@ CREATE TABLE currencies (
     CONSTRAINT currency_scale_is_bounded CHECK (scale BETWEEN 0 AND 18)
 );
 COMMENT ON TABLE currencies IS 'What an amount can be counted in, and how many decimals it has.';
+COMMENT ON CONSTRAINT currency_is_registered_once ON currencies IS
+    'Also the index that answers: how many decimals has this currency?';
 
 CREATE TABLE rewards (
     reward_id text COLLATE "C" NOT NULL,
@@ -44,6 +46,8 @@ CREATE TABLE rewards (
     CONSTRAINT reward_campaign_is_not_empty CHECK (campaign_id <> ''),
     CONSTRAINT reward_amount_is_not_negative
         CHECK (reward_amount >= 0 AND reward_amount < 'Infinity'),
+    CONSTRAINT reward_with_a_currency_has_an_amount
+        CHECK (currency IS NULL OR (reward_amount IS NOT NULL AND reward_amount > 0)),
     CONSTRAINT reward_fingerprint_is_sha256 CHECK (length(fingerprint) = 32)
 );
 COMMENT ON TABLE rewards IS
@@ -54,6 +58,9 @@ COMMENT ON COLUMN rewards.details IS 'The details object as sent, custom attribu
 COMMENT ON COLUMN rewards.believed_bytes IS 'The text that the signature vouched for, byte for byte.';
 COMMENT ON COLUMN rewards.fingerprint IS
     'SHA-256 of what decides the money: user, amount, currency, campaign, reward type, code.';
+
+COMMENT ON CONSTRAINT reward_is_recorded_once ON rewards IS
+    'The gate: nothing is posted twice. Also the index that answers: what was this reward?';
 
 CREATE INDEX rewards_of_a_user ON rewards (user_id, number);
 COMMENT ON INDEX rewards_of_a_user IS 'Which rewards did this user win, newest first, page by page?';
@@ -89,6 +96,8 @@ COMMENT ON COLUMN postings.posted_at IS
     'Taken after the balance was locked; never runs backwards along versions.';
 COMMENT ON CONSTRAINT posting_version_is_used_once ON postings IS
     'Also the index that answers: what happened to this balance, in order?';
+COMMENT ON CONSTRAINT posting_reward_is_posted_once ON postings IS
+    'Also the index that answers: how was this reward posted?';
 
 CREATE INDEX postings_as_of ON postings (user_id, currency, posted_at, version);
 COMMENT ON INDEX postings_as_of IS 'What was this user''s balance at that time?';
@@ -112,6 +121,8 @@ CREATE TABLE balances (
 COMMENT ON TABLE balances IS
     'All debits and all credits of an account; its balance is the normal side less the other.';
 COMMENT ON COLUMN balances.version IS 'How many postings touched the account.';
+COMMENT ON CONSTRAINT balance_is_held_once ON balances IS
+    'Also the index that answers: what is this account''s balance now?';
 
 CREATE VIEW entries AS
     SELECT debit_account AS account, 'debit' AS side, currency, amount,
@@ -130,6 +141,7 @@ BEGIN
         USING ERRCODE = 'restrict_violation', CONSTRAINT = 'books_are_append_only';
 END
 $$;
+REVOKE ALL ON FUNCTION refuse_change FROM PUBLIC;
 
 CREATE TRIGGER rewards_are_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON rewards
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
@@ -142,6 +154,10 @@ CREATE TRIGGER currencies_are_kept BEFORE UPDATE OR DELETE OR TRUNCATE ON curren
 
 -- Roles are the cluster's, so another database on it may have made them already.
 DO $$
+DECLARE
+    -- Before PostgreSQL 16 there is only membership, and it is enough.
+    is_allowed text := CASE WHEN current_setting('server_version_num')::integer < 160000
+        THEN 'MEMBER' ELSE 'SET' END;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'ledger_writer') THEN
         CREATE ROLE ledger_writer NOLOGIN;
@@ -150,10 +166,10 @@ BEGIN
         CREATE ROLE ledger_reader NOLOGIN;
     END IF;
     -- Whoever migrates may become either: `ledger run` gives its services these roles.
-    IF NOT pg_has_role(current_user, 'ledger_writer', 'SET') THEN
+    IF NOT pg_has_role(current_user, 'ledger_writer', is_allowed) THEN
         EXECUTE format('GRANT ledger_writer TO %I', current_user);
     END IF;
-    IF NOT pg_has_role(current_user, 'ledger_reader', 'SET') THEN
+    IF NOT pg_has_role(current_user, 'ledger_reader', is_allowed) THEN
         EXECUTE format('GRANT ledger_reader TO %I', current_user);
     END IF;
 END

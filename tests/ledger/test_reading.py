@@ -1,0 +1,168 @@
+"""Reading: one statement for each question, by the index that was made for it."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg_pool import PoolTimeout
+
+from ledger import reading
+from ledger.database import Connection, Pool, Role
+from ledger.errors import DatabaseUnavailable, RewardNotFound
+from ledger.reading import Balance, BalanceKey, PastBalanceKey, Reader, RewardFilter
+from ledger.writing import post
+from tests.conftest import Database, Run
+from tests.rewards import reward
+
+AT = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every node of a plan."""
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+async def plan_of(connection: Connection, statement: str, parameters: dict[str, Any]) -> Any:
+    """The plan that the reader keeps for ``statement``, whatever its parameters are."""
+    await connection.execute(statement, parameters, prepare=True)
+    cursor = await connection.execute("SELECT name FROM pg_prepared_statements")
+    ((name,),) = await cursor.fetchall()
+    names = dict.fromkeys(re.findall(r"%\((\w+)\)s", statement))
+    given = ", ".join(f"%({name})s" for name in names)
+    cursor = await psycopg.AsyncClientCursor(connection).execute(
+        f"EXPLAIN (FORMAT json) EXECUTE {name} ({given})", parameters
+    )
+    ((explained,),) = await cursor.fetchall()
+    return explained[0]["Plan"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters", "index", "users"),
+    [
+        (
+            reading._GET_BALANCES,
+            {"account": '{"user:user-1"}', "currency": "{USD}"},
+            "balance_is_held_once",
+            5000,
+        ),
+        (
+            reading._GET_PAST_BALANCES,
+            {"user_id": "{user-1}", "currency": "{USD}", "as_of": f'{{"{AT}"}}'},
+            "postings_as_of",
+            5000,
+        ),
+        (
+            reading._LIST_BALANCES,
+            {"account": "user:user-1"},
+            "balance_is_held_once",
+            5000,
+        ),
+        (
+            reading._LIST_REWARDS,
+            {**RewardFilter("user-1", "USD")._asdict(), "before": 2**62, "limit": 51},
+            "rewards_of_a_user",
+            30,
+        ),
+        (
+            reading._GET_REWARD,
+            {"reward_id": "reward-1"},
+            "reward_is_recorded_once",
+            5000,
+        ),
+    ],
+)
+def test_a_question_of_one_user_is_answered_from_its_index_without_sorting(
+    database: Database,
+    run: Run,
+    statement: str,
+    parameters: dict[str, Any],
+    index: str,
+    users: int,
+) -> None:
+    async def main() -> Any:
+        rewards = [reward(f"r-{i}", "1", user_id=f"user-{i % users}") for i in range(5000)]
+        async with database.connected() as connection:
+            await post(connection, rewards)
+        database.rows("ANALYZE")
+        async with database.connected(Role.READER) as connection:
+            return await plan_of(connection, statement, parameters)
+
+    found = list(nodes(run(main())))
+    kinds = {node["Node Type"] for node in found}
+    assert not kinds & {"Seq Scan", "Sort", "Incremental Sort", "Bitmap Heap Scan"}, kinds
+    assert index in {node.get("Index Name") for node in found}
+
+
+def test_totals_of_now_are_not_summed_from_the_postings(database: Database, run: Run) -> None:
+    database.rows("REVOKE SELECT ON postings, entries FROM ledger_reader")
+
+    async def main() -> None:
+        async with database.connected() as connection:
+            await post(connection, [reward(amount="2")])
+        async with database.connected(Role.READER) as connection:
+            (totals,) = await reading.list_currency_totals(connection, None)
+        assert totals == ("USD", "2", "2", "0", 1, 1)
+
+    run(main())
+
+
+def test_no_keys_are_no_balances(database: Database, run: Run) -> None:
+    async def main() -> None:
+        async with database.connected(Role.READER) as connection:
+            assert await reading.get_balances(connection, []) == []
+            assert await reading.get_past_balances(connection, []) == []
+
+    run(main())
+
+
+def test_a_key_may_hold_what_arrays_are_written_with(database: Database, run: Run) -> None:
+    async def main() -> None:
+        names = ['a"b', "a\\b", "a,b", "{a}", "NULL", "ä\n", " "]
+        rewards = [reward(name, str(place), user_id=name) for place, name in enumerate(names, 1)]
+        async with database.connected() as connection:
+            await post(connection, rewards)
+        async with database.connected(Role.READER) as connection:
+            now = await reading.get_balances(connection, [BalanceKey(n, "USD") for n in names])
+            past = await reading.get_past_balances(
+                connection, [PastBalanceKey(name, "USD", AT) for name in names]
+            )
+        assert now == past
+        assert [(b.user_id, b.value) for b in now] == [
+            (name, str(place)) for place, name in enumerate(names, 1)
+        ]
+
+    run(main())
+
+
+def test_a_reader_answers_and_refuses(database: Database, run: Run) -> None:
+    async def main() -> None:
+        async with Pool(database.url(Role.READER), Role.READER, size_max=1) as pool:
+            reader = Reader(pool)
+            nothing = Balance("user-1", "USD", "0", 0, None)
+            assert await reader.balance(BalanceKey("user-1", "USD")) == nothing
+            assert await reader.past_balance(PastBalanceKey("user-1", "USD", AT)) == nothing
+            with pytest.raises(RewardNotFound):
+                await reader.reward("unknown")
+
+    run(main())
+
+
+def test_a_reader_does_not_wait_twice_for_a_postgres_that_is_away(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        async with Pool(
+            database.url(Role.READER).replace(database.name, "missing"), Role.READER, size_max=1
+        ) as pool:
+            with pytest.raises(DatabaseUnavailable) as caught:
+                await Reader(pool).balances_of("user-1")
+            assert isinstance(caught.value.__cause__, PoolTimeout)
+            assert caught.value.__context__ is caught.value.__cause__
+            assert pool._pool.get_stats()["requests_errors"] == 1
+
+    run(main())

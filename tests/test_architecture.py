@@ -1,0 +1,212 @@
+"""Who may know whom, who may change the books, and where nothing may be inexact."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ingress
+import ledger
+
+ROOT = Path(ledger.__file__).parent.parent
+PACKAGES = [Path(package.__file__ or "").parent for package in (ledger, ingress)]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in package.rglob("*.py")
+    if "v1" not in path.parts
+}
+
+# From the ground up; a module imports only what stands below it. A folder stands as one.
+FLOORS = [
+    {"ledger.errors"},
+    {"ledger.v1", "ledger.money", "ledger.account", "ledger.posting", "ledger.config"},
+    {"ledger.reward", "ledger.coalescing", "ledger.database", "ledger.embedded"},
+    {"ledger.writing", "ledger.reading", "ledger.quarantine"},
+    {"ledger.page", "ledger.operations.migrate", "ledger.operations.verify"},
+    {"ledger.service"},
+    {"ledger.server"},
+    {"ledger.operations"},
+    {"ledger.terminal"},
+    {"ledger.cli_quarantine"},
+    {"ledger.cli"},
+    {"ledger.__main__"},
+    {"ledger"},
+    {"ingress"},
+]
+NOUNS = ["ledger.money", "ledger.account", "ledger.posting", "ledger.reward", "ledger.errors"]
+HARMLESS = {"collections", "datetime", "decimal", "enum", "hashlib", "re", "traceback", "typing"}
+"""What a noun may use of the standard library: no I/O, no clock, no environment."""
+
+MAY_CHANGE = {
+    "ledger.writing": {"rewards", "postings", "balances"},
+    "ledger.operations.migrate": {"currencies"},
+    "ledger.quarantine": {"quarantine"},
+}
+"""Which of Postgres's tables a module's statements change; all others only read."""
+
+TABLES = {
+    table
+    for migration in (PACKAGES[0] / "migrations").glob("*.sql")
+    for table in re.findall(r"^CREATE TABLE (\w+)", migration.read_text(), re.MULTILINE)
+}
+EXACT = [
+    "ledger.money",
+    "ledger.reward",
+    "ledger.posting",
+    "ledger.writing",
+    "ledger.reading",
+]
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+def imported(module: str) -> set[str]:
+    """Every module that ``module`` imports, wherever in it, by its whole name."""
+    names = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                names.add(name if name in FILES else node.module or "")
+    return names
+
+
+def of_ours(names: set[str]) -> set[str]:
+    return {name for name in names if name.partition(".")[0] in {"ledger", "ingress"}}
+
+
+def place(module: str) -> tuple[int, str]:
+    """The floor on which ``module`` stands, and under which name."""
+    name = module
+    while name:
+        for number, floor in enumerate(FLOORS):
+            # A new module of the ledger is to be given a place of its own.
+            if name in floor and (name != "ledger" or module == "ledger"):
+                return number, name
+        name = name.rpartition(".")[0]
+    pytest.fail(f"{module} has no floor: say in FLOORS where it stands")
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_go_down(module: str) -> None:
+    floor, name = place(module)
+    for other in of_ours(imported(module)):
+        below, its_name = place(other)
+        assert below < floor or its_name == name, f"{module} imports {other}"
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    open_: list[str] = []
+    done = set()
+
+    def visit(module: str) -> None:
+        assert module not in open_, " → ".join([*open_, module])
+        if module not in done:
+            open_.append(module)
+            for other in sorted(of_ours(imported(module)) & FILES.keys()):
+                visit(other)
+            done.add(open_.pop())
+
+    for module in FILES:
+        visit(module)
+
+
+def test_the_ledger_does_not_know_the_ingress() -> None:
+    for module in FILES:
+        if module.startswith("ledger"):
+            assert not any(name.startswith("ingress") for name in imported(module)), module
+
+
+def reached(module: str) -> set[str]:
+    """Every module of ours that importing ``module`` loads."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        new = (of_ours(imported(waiting.pop())) & FILES.keys()) - found
+        found |= new
+        waiting += new
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "stranger"),
+    [
+        ("ledger.writing", "ledger.reading"),
+        ("ledger.reading", "ledger.writing"),
+        ("ledger.service", "ledger.writing"),
+        ("ledger.server", "ledger.writing"),
+        ("ledger.operations.verify", "ledger.writing"),
+        ("ledger.coalescing", "ledger.database"),
+        ("ingress.payload", "ledger.database"),
+        ("ingress.signature", "ledger.database"),
+        ("ingress.webhook", "ledger.reading"),
+    ],
+)
+def test_some_do_not_know_each_other_even_over_others(module: str, stranger: str) -> None:
+    assert stranger not in reached(module)
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_a_noun_touches_nothing_of_the_world(noun: str) -> None:
+    for name in imported(noun):
+        if name.startswith("ledger."):
+            assert name in NOUNS
+        else:
+            assert name.partition(".")[0] in HARMLESS | {"iso4217"}
+
+
+CHANGE = re.compile(
+    r"(?:INSERT INTO|DELETE FROM|MERGE INTO|TRUNCATE(?: TABLE)?|COPY|(?<!DO )(?<!FOR )UPDATE)"
+    r"\s+(?:ONLY\s+)?(\w+)"
+)
+
+
+def docstrings(module: ast.Module) -> Iterator[ast.Constant]:
+    """Every text that stands alone, for a reader."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield node.value
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_only_one_module_changes_a_table(module: str) -> None:
+    parsed = tree(module)
+    for_readers = set(docstrings(parsed))
+    changed = {
+        table
+        for node in ast.walk(parsed)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if node not in for_readers
+        for table in CHANGE.findall(node.value)
+    }
+    assert changed & TABLES == MAY_CHANGE.get(module, set())
+
+
+@pytest.mark.parametrize("module", EXACT)
+def test_no_amount_is_ever_a_float(module: str) -> None:
+    lines = FILES[module].read_text().splitlines()
+    for text in docstrings(tree(module)):
+        for number in range(text.lineno - 1, text.end_lineno or text.lineno):
+            lines[number] = ""
+    assert not re.search(r"\bfloat\b", "\n".join(lines))
+
+
+@pytest.mark.parametrize("module", [*NOUNS, "ingress.payload"])
+def test_no_literal_near_an_amount_is_a_float(module: str) -> None:
+    for node in ast.walk(tree(module)):
+        assert not (isinstance(node, ast.Constant) and isinstance(node.value, float))
+
+
+def test_the_only_float_that_reading_a_body_knows_is_infinity() -> None:
+    """It stands for a number too big for a decimal, and is no amount."""
+    for node in ast.walk(tree("ingress.payload")):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "float":
+            assert [ast.unparse(argument) for argument in node.args] == ["'inf'"]
