@@ -34,6 +34,8 @@ DOMAIN = "reward-ledger"
 KEYS_MAX = 500
 PAGE_SIZE = 50
 PAGE_SIZE_MAX = 1000
+PAGE_SIZE_MAX_BYTES = 2 * 1024 * 1024
+"""A longer page ends early: gRPC clients refuse messages over 4 MiB, and would refuse it again."""
 
 
 class Problem(NamedTuple):
@@ -58,7 +60,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
         grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "too much is waiting already"
     ),
     DeadlineExceeded: Problem(
-        grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the books did not answer in time"
+        grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "it took too long; ask again"
     ),
     Unavailable: Problem(
         grpc.StatusCode.UNAVAILABLE, "BOOKS_UNAVAILABLE", "the books cannot be reached; ask again"
@@ -68,12 +70,13 @@ PROBLEMS: dict[type[Exception], Problem] = {
 """Every error that an answer can meet; the nearest ancestor decides."""
 
 RETRY_SECONDS = 1
+"""How long a caller is asked to wait before it asks again."""
 
 
 class LedgerService:
     """``ledger.v1.LedgerService``: each method takes its request and gives its reply.
 
-    They raise ``LedgerError``; ``handlers`` turns that into a status.
+    They raise ``LedgerError``; ``problem_of`` finds the status for it.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -115,14 +118,18 @@ class LedgerService:
         if request.page_size < 0:
             raise InvalidArgument("page_size", "is negative")
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
-        rewards = await self._reader.rewards(
-            chosen, page.start(request.page_token, chosen), size + 1
-        )
-        has_more, rewards = len(rewards) > size, rewards[:size]
-        return pb.ListRewardsResponse(
-            rewards=map(_reward, rewards),
-            next_page_token=page.token(rewards[-1].number, chosen) if has_more else "",
-        )
+        found = await self._reader.rewards(chosen, page.start(request.page_token, chosen), size + 1)
+        response = pb.ListRewardsResponse()
+        size_bytes = 0
+        for reward in found[:size]:
+            reply = _reward(reward)
+            size_bytes += reply.ByteSize()
+            if response.rewards and size_bytes > PAGE_SIZE_MAX_BYTES:
+                break
+            response.rewards.append(reply)
+        if len(response.rewards) < len(found):
+            response.next_page_token = page.token(found[len(response.rewards) - 1].number, chosen)
+        return response
 
     async def get_reward(self, request: pb.GetRewardRequest) -> pb.GetRewardResponse:
         """One reward."""
@@ -153,8 +160,10 @@ def problem_of(error: BaseException) -> tuple[Problem, RpcStatus]:
     problem = next(PROBLEMS[ancestor] for ancestor in type(error).__mro__ if ancestor in PROBLEMS)
     status = RpcStatus(code=problem.status.value[0], message=problem.text)
     status.details.add().Pack(ErrorInfo(reason=problem.reason, domain=DOMAIN))
-    if isinstance(error, InvalidArgument):
-        violation = BadRequest.FieldViolation(field=error.field, description=error.reason)
+    if problem.status is grpc.StatusCode.INVALID_ARGUMENT:
+        violation = BadRequest.FieldViolation(description=problem.text)
+        if isinstance(error, InvalidArgument):
+            violation = BadRequest.FieldViolation(field=error.field, description=error.reason)
         status.details.add().Pack(BadRequest(field_violations=[violation]))
     if isinstance(error, Unavailable):
         retry = RetryInfo()

@@ -30,7 +30,8 @@ class LedgerServiceStub:
 
     Every answer is one snapshot of the books. Currencies may be asked for in lower case; answers
     give them in upper case. Errors carry google.rpc.ErrorInfo with a reason and the domain
-    "reward-ledger"; INVALID_ARGUMENT also carries google.rpc.BadRequest with the field.
+    "reward-ledger"; INVALID_ARGUMENT also carries google.rpc.BadRequest with the field (empty when
+    the whole message cannot be read), and what may succeed later carries google.rpc.RetryInfo.
     """
 
     def __init__(self, channel):
@@ -76,7 +77,8 @@ class LedgerServiceServicer:
 
     Every answer is one snapshot of the books. Currencies may be asked for in lower case; answers
     give them in upper case. Errors carry google.rpc.ErrorInfo with a reason and the domain
-    "reward-ledger"; INVALID_ARGUMENT also carries google.rpc.BadRequest with the field.
+    "reward-ledger"; INVALID_ARGUMENT also carries google.rpc.BadRequest with the field (empty when
+    the whole message cannot be read), and what may succeed later carries google.rpc.RetryInfo.
     """
 
     def GetBalance(self, request, context):
@@ -106,8 +108,8 @@ class LedgerServiceServicer:
     def ListRewards(self, request, context):
         """ListRewards gives a user's rewards, newest first, page by page.
 
-        Rewards that arrive while pages are read are newer than the first page: no page repeats or
-        skips a reward that was there when the first was read.
+        Rewards may arrive while pages are read: no page repeats a reward, and none skips one that was
+        there when the first was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +175,8 @@ class LedgerService:
 
     Every answer is one snapshot of the books. Currencies may be asked for in lower case; answers
     give them in upper case. Errors carry google.rpc.ErrorInfo with a reason and the domain
-    "reward-ledger"; INVALID_ARGUMENT also carries google.rpc.BadRequest with the field.
+    "reward-ledger"; INVALID_ARGUMENT also carries google.rpc.BadRequest with the field (empty when
+    the whole message cannot be read), and what may succeed later carries google.rpc.RetryInfo.
     """
 
     @staticmethod
