@@ -1,22 +1,16 @@
 """The operator's commands. Each does one thing of ``ledger.operations`` and shows the result."""
 
-import asyncio
-import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import Annotated, Any
 
 import psycopg
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ledger import page, reading
-from ledger.config import InvalidSetting, Settings, read_settings
-from ledger.database import Connection, Role, conninfo
+from ledger import cli_quarantine, page, reading
+from ledger.config import InvalidSetting, read_settings
 from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
 from ledger.money import CURRENCY_CODE, Currency
@@ -25,12 +19,7 @@ from ledger.operations import run as running
 from ledger.operations import serve as serving
 from ledger.operations.source import source
 from ledger.operations.verify import verify as find
-
-STATEMENT_SECONDS_MAX = 3600
-"""A person waits longer than a service does: verifying many rewards takes its time."""
-
-Answer = TypeVar("Answer")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+from ledger.terminal import AsJson, ask, fail, show
 
 app = typer.Typer(
     help="The reward ledger: signed CustomerGlu rewards in, double-entry balances out.",
@@ -40,6 +29,11 @@ app = typer.Typer(
 )
 currencies = typer.Typer(help="What amounts are counted in.", no_args_is_help=True)
 app.add_typer(currencies, name="currency")
+spools = typer.Typer(help="Rewards that wait while Postgres is away.", no_args_is_help=True)
+app.add_typer(spools, name="spool")
+mappings = typer.Typer(help="Where a body holds what.", no_args_is_help=True)
+app.add_typer(mappings, name="mapping")
+app.add_typer(cli_quarantine.app, name="quarantine")
 
 
 def main() -> None:
@@ -48,25 +42,20 @@ def main() -> None:
     try:
         app()
     except (InvalidSetting, EmbeddedPostgresError, serving.AddressTaken) as error:
-        _fail(str(error))
+        fail(str(error))
     except running.IsRunning as error:
-        _fail(
+        fail(
             f"`ledger run` is running already (process {error}): stop it with Ctrl-C, "
             "or set LEDGER_DATA to another directory."
         )
     except running.DidNotStart as error:
-        _fail(f"`ledger {error}` ended before it was ready; what it said stands above.")
+        fail(f"`ledger {error}` ended before it was ready; what it said stands above.")
     except psycopg.errors.UndefinedTable:
-        _fail("The database holds no books yet: run `ledger migrate` first.")
+        fail("The database holds no books yet: run `ledger migrate` first.")
     except psycopg.Error as error:
-        _fail(f"Postgres refused ({error.sqlstate or 'no connection'}): check DATABASE_URL.")
+        fail(f"Postgres refused ({error.sqlstate or 'no connection'}): check DATABASE_URL.")
     except LedgerError as error:
-        _fail(f"The books cannot answer: {type(error).__name__}.")
-
-
-def _fail(sentence: str) -> NoReturn:
-    Console(stderr=True).print(sentence, style="red", highlight=False, soft_wrap=True)
-    raise SystemExit(1)
+        fail(f"The books cannot answer: {type(error).__name__}.")
 
 
 @app.command()
@@ -82,7 +71,7 @@ def run() -> None:
         ended = running.wait(started)
         typer.echo("stopping")
     if ended is not None:
-        _fail(f"`ledger {ended.name}` ended by itself; what it said stands above.")
+        fail(f"`ledger {ended.name}` ended by itself; what it said stands above.")
 
 
 @app.command()
@@ -143,13 +132,13 @@ def balance(user: str, as_json: AsJson = False) -> None:
 
     Example: ledger balance testuser1
     """
-    balances = _ask(lambda connection: reading.list_balances(connection, user))
-    _show(
+    balances = ask(lambda connection: reading.list_balances(connection, user))
+    show(
         [
             {"currency": b.currency, "balance": b.value, "postings": b.version, "last": b.posted_at}
             for b in balances
         ],
-        as_json,
+        as_json=as_json,
     )
 
 
@@ -164,8 +153,8 @@ def history(
     Example: ledger history testuser1 --limit 10
     """
     chosen = reading.RewardFilter(user)
-    rewards = _ask(lambda connection: reading.list_rewards(connection, chosen, page.FIRST, limit))
-    _show([_line(reward) for reward in rewards], as_json)
+    rewards = ask(lambda connection: reading.list_rewards(connection, chosen, page.FIRST, limit))
+    show([_line(reward) for reward in rewards], as_json=as_json)
 
 
 def _line(reward: reading.RecordedReward) -> dict[str, Any]:
@@ -189,8 +178,8 @@ def totals(as_json: AsJson = False) -> None:
 
     Example: ledger totals --json
     """
-    found = _ask(lambda connection: reading.list_currency_totals(connection, None))
-    _show([total._asdict() for total in found], as_json)
+    found = ask(lambda connection: reading.list_currency_totals(connection, None))
+    show([total._asdict() for total in found], as_json=as_json)
 
 
 @app.command()
@@ -199,12 +188,46 @@ def verify(as_json: AsJson = False) -> None:
 
     Example: ledger verify
     """
-    findings = _ask(find)
-    _show([finding._asdict() for finding in findings], as_json)
+    findings = ask(find)
+    show([finding._asdict() for finding in findings], as_json=as_json)
     if findings:
         raise SystemExit(1)
     if not as_json:
         typer.echo("the books hold: nothing found")
+
+
+@mappings.command("check")
+def mapping_check(file: Path, body: Path, as_json: AsJson = False) -> None:
+    """Show what would be booked for the delivery in BODY under the mapping in FILE.
+
+    Example: ledger mapping check mapping.toml body.json
+    """
+    options = ["--json"] if as_json else []
+    _become_ingress("mapping-check", str(file), str(body), *options)
+
+
+def _become_ingress(*arguments: str) -> None:
+    # `ledger` does not import `ingress`: this process becomes it.
+    command = [sys.executable, "-m", "ingress", *arguments]
+    os.execv(sys.executable, command)  # noqa: S606 - our own interpreter
+
+
+@spools.command("status")
+def spool_status() -> None:
+    """Show how many rewards wait in the spool of INGRESS_SPOOL, and since when.
+
+    Example: INGRESS_SPOOL=/var/spool/ledger ledger spool status
+    """
+    _become_ingress("spool-status")
+
+
+@spools.command("drain")
+def spool_drain() -> None:
+    """Post what waits in the spool now, and try again what was set aside.
+
+    Example: INGRESS_SPOOL=/var/spool/ledger ledger spool drain
+    """
+    _become_ingress("spool-drain")
 
 
 @currencies.command("add")
@@ -216,10 +239,10 @@ def currency_add(
     Example: ledger currency add GEMS --scale 0 --name Gems
     """
     if CURRENCY_CODE.fullmatch(code) is None:
-        _fail("A currency's code is a capital letter and up to 19 capitals, digits or _.")
+        fail("A currency's code is a capital letter and up to 19 capitals, digits or _.")
     with source(read_settings()) as database, psycopg.connect(database.url()) as connection:
         if not migrating.add_currency(connection, Currency(code, scale, name or code)):
-            _fail(f"{code} is registered already; `ledger currency list` shows its scale.")
+            fail(f"{code} is registered already; `ledger currency list` shows its scale.")
     typer.echo(f"{code} is registered with {scale} decimals")
 
 
@@ -229,45 +252,4 @@ def currency_list(as_json: AsJson = False) -> None:
 
     Example: ledger currency list --json
     """
-    _show([currency._asdict() for currency in _ask(reading.list_currencies)], as_json)
-
-
-def _ask(question: Callable[[Connection], Awaitable[Answer]]) -> Answer:
-    """What ``question`` answers, asked as a role that can only read."""
-
-    async def ask(url: str) -> Answer:
-        info = conninfo(url, Role.READER, statement_seconds_max=STATEMENT_SECONDS_MAX)
-        async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
-            return await question(connection)
-
-    with _reader(read_settings()) as url:
-        return asyncio.run(ask(url))
-
-
-@contextmanager
-def _reader(settings: Settings) -> Iterator[str]:
-    with source(settings) as database:
-        yield database.url(Role.READER)
-
-
-def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """``rows`` as JSON, as a table for a person, or as tab-separated lines for a pipe."""
-    if as_json:
-        typer.echo(json.dumps(rows, default=_time))
-        return
-    if not rows:
-        return
-    cells = [["" if v is None else str(v) for v in row.values()] for row in rows]
-    console = Console()
-    if not console.is_terminal:
-        for line in [list(rows[0]), *cells]:
-            typer.echo("\t".join(line))
-        return
-    table = Table(*rows[0])
-    for line in cells:
-        table.add_row(*line)
-    console.print(table)
-
-
-def _time(value: Any) -> str:  # noqa: ANN401 - json.dumps's hook
-    return str(value.isoformat())
+    show([currency._asdict() for currency in ask(reading.list_currencies)], as_json=as_json)

@@ -28,7 +28,12 @@ VENDOR_BODY = (
 VENDOR_SIGNATURE = "f2719895b483fbf3f98e1936bc88271cbe74f138"
 """The signed example that CustomerGlu published, with its token."""
 
-_NOT_OURS = {"DATABASE_URL", "INGRESS_ALLOW_UNSIGNED", "INGRESS_DEFAULT_CURRENCY"}
+_NOT_OURS = {
+    "DATABASE_URL",
+    "INGRESS_ALLOW_UNSIGNED",
+    "INGRESS_DEFAULT_CURRENCY",
+    "INGRESS_MAPPING",
+}
 
 Say = Callable[[str], None]
 
@@ -51,6 +56,8 @@ def demo(say: Say) -> None:
             "INGRESS_BIND": f"127.0.0.1:{_free_port()}",
             "LEDGER_BIND": f"127.0.0.1:{_free_port()}",
             "INGRESS_TOKEN": VENDOR_TOKEN,
+            "INGRESS_METRICS_BIND": "",
+            "INGRESS_LOG": "off",
         }
         with running(read_settings(environment), environment) as started:
             _post_rewards(say, started)

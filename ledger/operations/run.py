@@ -22,6 +22,8 @@ from ledger.operations.source import source
 
 READY_SECONDS_MAX = 30.0
 
+_TOKENS_GIVEN = ("INGRESS_TOKEN", "INGRESS_TOKEN_FILE", "INGRESS_ALLOW_UNSIGNED")
+
 
 class IsRunning(Exception):
     """Another ``ledger run`` owns the data directory."""
@@ -132,7 +134,7 @@ def _end_leftovers(directory: Path) -> None:
 
 def _token(directory: Path, environment: Mapping[str, str]) -> tuple[str | None, Path | None]:
     """The token that was given, or one that is made up once and kept for this machine's use."""
-    if environment.get("INGRESS_TOKEN") or environment.get("INGRESS_ALLOW_UNSIGNED"):
+    if any(environment.get(name) for name in _TOKENS_GIVEN):
         return environment.get("INGRESS_TOKEN"), None
     path = directory / "development-token"
     if not path.exists():

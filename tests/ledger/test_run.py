@@ -85,6 +85,8 @@ def place() -> Iterator[Place]:
                 "LEDGER_DATA": name,
                 "INGRESS_BIND": free_address(),
                 "LEDGER_BIND": free_address(),
+                "INGRESS_METRICS_BIND": "",
+                "INGRESS_LOG": "off",
             },
             [],
         )

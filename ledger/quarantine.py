@@ -1,0 +1,161 @@
+"""Believed deliveries that could not be posted: kept whole, until somebody deals with them."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from ledger.coalescing import Coalescer
+from ledger.database import Connection, Pool, array
+
+BATCH_SIZE_MAX = 64
+WAIT_SECONDS_MAX = 2.5
+
+
+class Unposted(NamedTuple):
+    """A believed delivery, and why it was not posted."""
+
+    believed_bytes: bytes
+    reason: str
+    """The kind of the error, such as ``NotAReward`` or ``IdempotencyConflict``."""
+    detail: str | None = None
+    """Which field is wrong and how, in constant words."""
+    reward_id: str | None = None
+    """Of a conflict: the reward that stands in the books."""
+    token: str | None = None
+    form: str | None = None
+    content_type: str | None = None
+
+
+class Kept(NamedTuple):
+    """A row of the quarantine."""
+
+    number: int
+    state: str
+    reason: str
+    detail: str | None
+    reward_id: str | None
+    token: str | None
+    form: str | None
+    content_type: str | None
+    seen: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+    closed_at: datetime | None
+    closed_by: str | None
+    closed_why: str | None
+    believed_bytes: bytes
+
+
+class Quarantine:
+    """Keeps single deliveries for many callers, in few database transactions."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._coalescer = Coalescer(
+            self._keep, batch_size_max=BATCH_SIZE_MAX, wait_seconds_max=WAIT_SECONDS_MAX
+        )
+
+    def keep(self, delivery: Unposted) -> "asyncio.Future[None]":
+        """Done when the delivery is kept for good; awaiting it raises ``Unavailable``."""
+        return self._coalescer.submit(delivery)
+
+    async def drain(self) -> None:
+        """Return when everything that was handed in has been kept."""
+        await self._coalescer.drain()
+
+    async def _keep(self, deliveries: list[Unposted]) -> list[None]:
+        async with self._pool.connection() as connection:
+            await keep(connection, deliveries)
+        return [None] * len(deliveries)
+
+
+_KEEP = """
+INSERT INTO quarantine AS kept (
+    believed_bytes_sha256, believed_bytes, reason, detail, reward_id, token, form, content_type,
+    seen
+)
+SELECT
+    sha256(told.believed_bytes), told.believed_bytes,
+    min(reason), min(detail), min(reward_id), min(token), min(form), min(content_type), count(*)
+FROM unnest(
+    %(believed_bytes)s::bytea[], %(reason)s::text[], %(detail)s::text[], %(reward_id)s::text[],
+    %(token)s::text[], %(form)s::text[], %(content_type)s::text[]
+) AS told (believed_bytes, reason, detail, reward_id, token, form, content_type)
+GROUP BY told.believed_bytes
+ORDER BY 1
+ON CONFLICT (believed_bytes_sha256) DO UPDATE SET
+    reason = excluded.reason,
+    detail = excluded.detail,
+    reward_id = excluded.reward_id,
+    seen = kept.seen + excluded.seen,
+    last_seen_at = clock_timestamp()
+"""
+
+
+async def keep(connection: Connection, deliveries: Sequence[Unposted]) -> None:
+    """Keep every delivery, once for each distinct body; one seen before is counted.
+
+    A body that was dealt with stays so: only the count and the last time change.
+    """
+    columns = zip(Unposted._fields, zip(*deliveries, strict=True), strict=True)
+    await connection.execute(_KEEP, {name: array(values) for name, values in columns})
+
+
+_LIST = """
+SELECT
+    number, state, reason, detail, reward_id, token, form, content_type, seen, first_seen_at,
+    last_seen_at, closed_at, closed_by, closed_why, believed_bytes
+FROM quarantine
+WHERE %(with_closed)s OR state = 'open'
+ORDER BY number
+"""
+
+
+async def list_kept(connection: Connection, *, with_closed: bool = False) -> list[Kept]:
+    """What is open, oldest first; with what was dealt with, if asked."""
+    cursor = await connection.execute(_LIST, {"with_closed": with_closed})
+    return [Kept(*row) for row in await cursor.fetchall()]
+
+
+_GET = """
+SELECT
+    number, state, reason, detail, reward_id, token, form, content_type, seen, first_seen_at,
+    last_seen_at, closed_at, closed_by, closed_why, believed_bytes
+FROM quarantine
+WHERE number = %(number)s
+"""
+
+
+async def get_kept(connection: Connection, number: int) -> Kept | None:
+    """The delivery with this number."""
+    cursor = await connection.execute(_GET, {"number": number})
+    row = await cursor.fetchone()
+    return Kept(*row) if row else None
+
+
+_CREDITED_BYTES = """
+SELECT believed_bytes FROM rewards WHERE reward_id = %(reward_id)s
+"""
+
+
+async def get_credited_bytes(connection: Connection, reward_id: str) -> bytes | None:
+    """The believed text of the reward that stands in the books."""
+    cursor = await connection.execute(_CREDITED_BYTES, {"reward_id": reward_id})
+    row = await cursor.fetchone()
+    return bytes(row[0]) if row else None
+
+
+_CLOSE = """
+UPDATE quarantine
+SET state = %(state)s, closed_at = clock_timestamp(), closed_by = %(by)s, closed_why = %(why)s
+WHERE number = %(number)s AND state = 'open'
+"""
+
+
+async def close(connection: Connection, number: int, state: str, by: str, why: str) -> bool:
+    """Close an open delivery as ``posted`` or ``discarded``; false when it is not open."""
+    cursor = await connection.execute(
+        _CLOSE, {"number": number, "state": state, "by": by, "why": why}
+    )
+    return cursor.rowcount == 1

@@ -1,0 +1,63 @@
+"""How the operator's commands ask the books, and how they show what they were told."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import psycopg
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ledger.config import read_settings
+from ledger.database import Connection, Role, conninfo
+from ledger.operations.source import source
+
+STATEMENT_SECONDS_MAX = 3600
+"""A person waits longer than a service does: verifying many rewards takes its time."""
+
+Answer = TypeVar("Answer")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Row = dict[str, Any]
+
+
+def ask(question: Callable[[Connection], Awaitable[Answer]], *, role: Role = Role.READER) -> Answer:
+    """What ``question`` answers on a connection of its own, in ``role``."""
+
+    async def answer(url: str) -> Answer:
+        info = conninfo(url, role, statement_seconds_max=STATEMENT_SECONDS_MAX, is_service=False)
+        async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
+            return await question(connection)
+
+    with source(read_settings()) as database:
+        return asyncio.run(answer(database.url(role)))
+
+
+def show(rows: list[Row], *, as_json: bool) -> None:
+    """``rows`` as JSON, as a table for a person, or as tab-separated lines for a pipe."""
+    if as_json:
+        typer.echo(json.dumps(rows, default=_time))
+        return
+    if not rows:
+        return
+    cells = [["" if v is None else str(v) for v in row.values()] for row in rows]
+    console = Console()
+    if not console.is_terminal:
+        for line in [list(rows[0]), *cells]:
+            typer.echo("\t".join(line))
+        return
+    table = Table(*rows[0])
+    for line in cells:
+        table.add_row(*line)
+    console.print(table)
+
+
+def fail(sentence: str) -> NoReturn:
+    """Say what went wrong, and end with status 1."""
+    Console(stderr=True).print(sentence, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(1)
+
+
+def _time(value: Any) -> str:  # noqa: ANN401 - json.dumps's hook
+    return str(value.isoformat())
