@@ -2,22 +2,36 @@
 
 import json
 import logging
-import secrets
 from collections.abc import Mapping
+from functools import partial
 from random import randint
 from typing import Any, NamedTuple
 
 import falcon
-from falcon.asgi import App, Request, Response
+from falcon.asgi import Request, Response
 
 from ingress import errors as ingress
+from ingress import observing
 from ingress.config import IngressSettings, read_settings
-from ingress.webhook import Books, CustomerGluWebhook
+from ingress.draining import Keep, Read
+from ingress.health import Live, Ready, can_post
+from ingress.keeping import unposted
+from ingress.observation import observation
+from ingress.payload import read_reward
+from ingress.receiving import DeliveryApp
+from ingress.spool import Delivery, Spool
+from ingress.spooling import SpoolingBooks
+from ingress.webhook import Books, CustomerGluWebhook, Keeper
 from ledger import errors as books
 from ledger.database import Pool, Role
-from ledger.writing import Writer
+from ledger.quarantine import Quarantine
+from ledger.writing import WAIT_SECONDS_MAX, Writer
 
 PATH = "/v1/webhooks/customerglu"
+POOL_SIZE_MAX = 3
+"""One connection that posts, one that keeps what cannot be posted, one for the probe."""
+SPOOL_AFTER_SECONDS = 1.5
+"""How long the books may take before a delivery is spooled: there must be time left for that."""
 RETRY_AFTER_SECONDS_MAX = 5
 """Drawn anew for each answer, so that what was refused together does not come back together."""
 
@@ -33,11 +47,17 @@ class Problem(NamedTuple):
     title: str
 
 
+_NOT_BELIEVED = Problem(401, "not-believed", "No token vouches for the delivery")
+_UNAVAILABLE = Problem(503, "unavailable", "The books cannot be reached; send it again")
+
 PROBLEMS: dict[type[Exception], Problem] = {
     ingress.TooLarge: Problem(413, "too-large", "The body is over the limit"),
     ingress.Incomplete: Problem(400, "incomplete", "Fewer bytes arrived than were announced"),
     ingress.NotAJsonContentType: Problem(415, "not-json-type", "Only JSON in UTF-8 is read"),
-    ingress.NotBelieved: Problem(401, "not-believed", "No token vouches for the delivery"),
+    ingress.AddressNotAllowed: Problem(403, "address-not-allowed", "Not from this address"),
+    ingress.NotBelieved: _NOT_BELIEVED,
+    ingress.TooManyFailures: Problem(429, "too-many-failures", "No token vouched for too many"),
+    ingress.NotCanonical: _NOT_BELIEVED,
     ingress.NotJson: Problem(400, "not-json", "The body is not JSON"),
     ingress.NotAReward: Problem(422, "not-a-reward", "The body is not a reward"),
     books.IdempotencyConflict: Problem(
@@ -46,67 +66,129 @@ PROBLEMS: dict[type[Exception], Problem] = {
     books.UnknownCurrency: Problem(422, "unknown-currency", "The currency is not registered"),
     books.InvalidAmount: Problem(422, "invalid-amount", "The currency has fewer decimals"),
     books.BrokenRule: Problem(422, "broken-rule", "The reward breaks a rule of the books"),
-    books.Unavailable: Problem(503, "unavailable", "The books cannot be reached; send it again"),
+    books.Refused: Problem(422, "refused", "The books refuse the reward"),
+    books.Unavailable: _UNAVAILABLE,
     falcon.HTTPNotFound: Problem(404, "not-found", "There is nothing at this path"),
-    falcon.HTTPMethodNotAllowed: Problem(405, "method-not-allowed", "Deliveries are POSTed"),
+    falcon.HTTPMethodNotAllowed: Problem(
+        405, "method-not-allowed", "This method is not for this path"
+    ),
     falcon.HTTPError: Problem(400, "bad-request", "The request is malformed"),
-    Exception: Problem(503, "unavailable", "The books cannot be reached; send it again"),
+    Exception: _UNAVAILABLE,
 }
-"""Every error of every branch; the nearest ancestor decides.
+"""An answer for every error; the nearest ancestor decides.
 
 Trouble of ours is never 500: the sender is asked to send it again.
 """
 
 
-def create_app(settings: IngressSettings, books_: Books) -> App[Request, Response]:
-    """The ASGI app that takes deliveries by ``settings`` and posts them into ``books_``."""
-    app: App[Request, Response] = App(media_type="application/json")
-    app.add_route(PATH, CustomerGluWebhook(settings, books_))
+def create_app(settings: IngressSettings, books_: Books, quarantine: Keeper) -> DeliveryApp:
+    """The ASGI app that takes deliveries by ``settings`` and posts them into ``books_``.
+
+    What is believed and cannot be posted goes to ``quarantine``.
+    """
+    app = DeliveryApp(media_type="application/json")
+    app.add_route(PATH, CustomerGluWebhook(settings, books_, quarantine))
     for error in PROBLEMS:
         app.add_error_handler(error, _tell)
     return app
 
 
-def from_environment() -> App[Request, Response]:
-    """What gunicorn runs: the app with the books of ``DATABASE_URL``, opened in the worker."""
-    settings = read_settings()
-    pool = Pool(settings.database_url, Role.WRITER, size_max=2)
-    writer = Writer(pool)
-    app = create_app(settings, writer)
-    app.add_middleware(_Lifespan(pool, writer))
+def from_environment(settings: IngressSettings | None = None) -> DeliveryApp:
+    """The app with the books of ``DATABASE_URL``, opened in the worker.
+
+    ``settings`` are those that gunicorn's master has read, or the environment's.
+    """
+    settings = settings or read_settings()
+    pool = Pool(settings.database_url, Role.WRITER, size_max=POOL_SIZE_MAX)
+    quarantine = Quarantine(pool)
+    has_spool = settings.spool is not None
+    writer = Writer(pool, wait_seconds_max=SPOOL_AFTER_SECONDS if has_spool else WAIT_SECONDS_MAX)
+    spooling = _spooling(settings, pool, writer, quarantine)
+    app = create_app(settings, spooling or writer, quarantine)
+    app.add_route("/livez", Live())
+    app.add_route(
+        "/readyz",
+        Ready(partial(can_post, pool), lambda: spooling is not None and spooling.can_spool),
+    )
+    metrics, observer = observing.from_environment({row.slug for row in PROBLEMS.values()})
+    # Shut down from the last to the first: what is still posted is still told and counted.
+    app.add_middleware([metrics, observer, _Lifespan(pool, writer, quarantine, spooling)])
     return app
+
+
+def _spooling(
+    settings: IngressSettings, pool: Pool, writer: Writer, quarantine: Quarantine
+) -> SpoolingBooks | None:
+    if settings.spool is None:
+        return None
+    read = partial(read_reward, mapping=settings.mapping)
+    spool = Spool(settings.spool.directory, settings.spool.size_max_bytes)
+    return SpoolingBooks(writer, pool, spool, read, keep_spooled(quarantine, read))
+
+
+def keep_spooled(quarantine: Keeper, read: Read) -> Keep:
+    """What is done with a spooled delivery that the books refuse later: ``quarantine`` keeps it."""
+
+    async def keep(delivery: Delivery, error: Exception) -> None:
+        reward = read(delivery.text) if isinstance(error, books.IdempotencyConflict) else None
+        await quarantine.keep(
+            unposted(
+                delivery.text,
+                error,
+                reward_id=reward.reward_id if reward else None,
+                token=delivery.token,
+                form=delivery.form,
+            )
+        )
+
+    return keep
 
 
 class _Lifespan:
     """Opens the pool when the worker has started, so after the fork; empties and closes it."""
 
-    def __init__(self, pool: Pool, writer: Writer) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        writer: Writer,
+        quarantine: Quarantine,
+        spooling: SpoolingBooks | None,
+    ) -> None:
         self._pool = pool
         self._writer = writer
+        self._quarantine = quarantine
+        self._spooling = spooling
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Falcon's hook for the start of a worker."""
         await self._pool.open()
+        if self._spooling is not None:
+            await self._spooling.start()
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Falcon's hook for its end."""
+        if self._spooling is not None:
+            await self._spooling.stop()
         await self._writer.drain()
+        await self._quarantine.drain()
         await self._pool.close()
 
 
 async def _tell(
-    _request: Request, response: Response | None, error: Exception, _parameters: dict[str, Any]
+    request: Request, response: Response | None, error: Exception, _parameters: dict[str, Any]
 ) -> None:
     """Answer ``error`` as its row of the table says, without a word of its own text."""
     if response is None:
         return
-    problem = next(PROBLEMS[ancestor] for ancestor in type(error).__mro__ if ancestor in PROBLEMS)
-    request_id = secrets.token_hex(8)
+    ancestor = next(kind for kind in type(error).__mro__ if kind in PROBLEMS)
+    problem = PROBLEMS[ancestor]
+    seen = observation(request)
+    seen.outcome = problem.slug
     told: dict[str, object] = {
         "type": f"urn:reward-ledger:problem:{problem.slug}",
         "title": problem.title,
         "status": problem.status,
-        "requestId": request_id,
+        "requestId": seen.request_id,
     }
     if isinstance(error, ingress.NotAReward):
         told["detail"] = f"{error.field} {error.reason}".strip()
@@ -115,7 +197,10 @@ async def _tell(
     response.data = json.dumps(told).encode()
     if problem.status == 503:
         response.set_header("Retry-After", str(randint(1, RETRY_AFTER_SECONDS_MAX)))  # noqa: S311
+    if isinstance(error, ingress.TooManyFailures):
+        response.set_header("Retry-After", str(error.wait_seconds))
     if isinstance(error, falcon.HTTPMethodNotAllowed):
-        response.set_header("Allow", "POST")
-    if PROBLEMS.get(Exception) is problem:
-        log.error("request %s: %s", request_id, books.where(error))
+        allowed = dict(error.headers or {})["Allow"].removesuffix(", OPTIONS")
+        response.set_header("Allow", allowed)
+    if ancestor is Exception:
+        log.error("request %s: %s", seen.request_id, books.where(error))

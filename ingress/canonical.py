@@ -42,8 +42,7 @@ def stringify(raw: bytes) -> bytes:
     Raises ``NotCanonical`` for what ``JSON.parse`` refuses, for a text that is neither an object
     nor an array, and for more than ``DEPTH_MAX`` levels; nothing else, whatever the bytes.
     """
-    # Counting is cheap and an upper bound of the depth, so an honest body is not walked twice.
-    if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX and _depth(raw) > DEPTH_MAX:
+    if is_too_deep(raw):
         raise NotCanonical("nested too deep")
     # Python puts one U+FFFD for each maximal subpart of an ill-formed sequence, as WHATWG does.
     text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
@@ -58,15 +57,18 @@ def stringify(raw: bytes) -> bytes:
     return _TEXT_OF[type(value)](value).encode("utf-8", "backslashreplace")
 
 
-def _depth(raw: bytes) -> int:
-    """Give the deepest nesting of brackets outside strings.
+def is_too_deep(raw: bytes) -> bool:
+    """Whether more than ``DEPTH_MAX`` objects and arrays lie in one another.
 
-    The JSON scanner recurses, and how deep it may go differs from one interpreter to the next, so
+    JSON scanners recurse, and how deep they may go differs from one interpreter to the next, so
     the bound is ours and is held before. What is not JSON may mislead the count, but only behind
     the place where the scanner stops.
     """
+    # Counting is cheap and an upper bound of the depth, so an honest body is not walked twice.
+    if raw.count(b"[") + raw.count(b"{") <= DEPTH_MAX:
+        return False
     steps = _STRING.sub(b"", raw).translate(_STEP, _NOT_A_BRACKET)
-    return max(accumulate(memoryview(steps).cast("b")), default=0)
+    return max(accumulate(memoryview(steps).cast("b")), default=0) > DEPTH_MAX
 
 
 def _refuse_constant(_name: str) -> NoReturn:

@@ -1,33 +1,41 @@
 """What the ingress is told from outside, read once."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping as Environment
+from dataclasses import dataclass, field
 
-from ingress.signature import Token
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from ingress.limiting import FailureLimit, read_failure_limit
+from ingress.mapping import Mapping, read_mapping
+from ingress.peers import PeerPolicy, read_peer_policy
+from ingress.spooling import SpoolSettings, read_spool_settings
+from ingress.tokens import Tokens, read_tokens
 from ledger.config import InvalidSetting, address, whole_number
-from ledger.money import CURRENCY_CODE
-
-UNSIGNED_ALLOWED = "yes, anybody may post rewards"
-"""What ``INGRESS_ALLOW_UNSIGNED`` must say, word for word."""
 
 
 @dataclass(frozen=True, slots=True)
 class IngressSettings:
     """The settings of one ingress process."""
 
-    tokens: tuple[Token, ...]
-    """``INGRESS_TOKEN``, then ``INGRESS_TOKEN_PREVIOUS`` until its ``…_NOT_AFTER``.
+    tokens: Tokens
+    """``INGRESS_TOKEN``, ``INGRESS_TOKEN_PREVIOUS`` and their like."""
+    database_url: str = field(repr=False)
+    """``DATABASE_URL``: a libpq URI or conninfo whose login may become ``ledger_writer``.
 
-    Empty only when unsigned deliveries are allowed.
+    Kept out of the repr, and so out of logs: it may hold a password.
     """
-    database_url: str
-    """``DATABASE_URL``: a libpq URI or conninfo whose login may become ``ledger_writer``."""
-    default_currency: str
-    """``INGRESS_DEFAULT_CURRENCY``: what an amount is counted in when the sender does not say."""
+    mapping: Mapping
+    """``INGRESS_MAPPING`` and ``INGRESS_DEFAULT_CURRENCY``: where a body holds what."""
     body_size_max_bytes: int
     """``INGRESS_BODY_SIZE_MAX_BYTES``."""
+    peers: PeerPolicy
+    """``INGRESS_ADDRESSES`` and its like: who may speak."""
+    spool: SpoolSettings | None
+    """``INGRESS_SPOOL`` and its size: where rewards wait while Postgres is away."""
+    failures: FailureLimit
+    """``INGRESS_FAILURES_PER_MINUTE``, for each address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class ListenSettings:
     """``INGRESS_WORKERS``: processes; each posts through its own connection."""
 
 
-def read_listen_settings(environment: Mapping[str, str] = os.environ) -> ListenSettings:
+def read_listen_settings(environment: Environment[str, str] = os.environ) -> ListenSettings:
     """How to listen; raises ``InvalidSetting``."""
     return ListenSettings(
         bind=address(environment, "INGRESS_BIND", "127.0.0.1:8080"),
@@ -48,22 +56,18 @@ def read_listen_settings(environment: Mapping[str, str] = os.environ) -> ListenS
     )
 
 
-def read_settings(environment: Mapping[str, str] = os.environ) -> IngressSettings:
+def read_settings(environment: Environment[str, str] = os.environ) -> IngressSettings:
     """The settings that ``environment`` holds; raises ``InvalidSetting``.
 
     Closed by default: without a token it refuses, unless unsigned deliveries are allowed in so
     many words.
     """
-    database_url = environment.get("DATABASE_URL")
-    if not database_url:
-        raise InvalidSetting("DATABASE_URL", "is required")
-    currency = environment.get("INGRESS_DEFAULT_CURRENCY") or "POINTS"
-    if CURRENCY_CODE.fullmatch(currency) is None:
-        raise InvalidSetting("INGRESS_DEFAULT_CURRENCY", "must be a currency's code")
+    tokens = read_tokens(environment)
+    database_url = _database_url(environment)
     return IngressSettings(
-        tokens=_tokens(environment),
+        tokens=tokens,
         database_url=database_url,
-        default_currency=currency,
+        mapping=read_mapping(environment),
         body_size_max_bytes=whole_number(
             environment,
             "INGRESS_BODY_SIZE_MAX_BYTES",
@@ -71,33 +75,19 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> IngressSetting
             minimum=1024,
             maximum=16 * 1024 * 1024,
         ),
+        peers=read_peer_policy(environment),
+        spool=read_spool_settings(environment),
+        failures=read_failure_limit(environment),
     )
 
 
-def _tokens(environment: Mapping[str, str]) -> tuple[Token, ...]:
-    current = environment.get("INGRESS_TOKEN")
-    previous = environment.get("INGRESS_TOKEN_PREVIOUS")
-    unsigned = environment.get("INGRESS_ALLOW_UNSIGNED")
-    if unsigned and unsigned != UNSIGNED_ALLOWED:
-        raise InvalidSetting("INGRESS_ALLOW_UNSIGNED", f"can only be: {UNSIGNED_ALLOWED}")
-    if unsigned and (current or previous):
-        raise InvalidSetting("INGRESS_ALLOW_UNSIGNED", "contradicts INGRESS_TOKEN: unset one")
-    if unsigned:
-        return ()
-    if not current:
-        raise InvalidSetting("INGRESS_TOKEN", "is required")
-    tokens = [Token("current", current.encode())]
-    if previous:
-        tokens.append(Token("previous", previous.encode(), _not_after(environment)))
-    return tuple(tokens)
-
-
-def _not_after(environment: Mapping[str, str]) -> datetime:
-    name = "INGRESS_TOKEN_PREVIOUS_NOT_AFTER"
+def _database_url(environment: Environment[str, str]) -> str:
+    database_url = environment.get("DATABASE_URL")
+    if not database_url:
+        raise InvalidSetting("DATABASE_URL", "is required")
     try:
-        not_after = datetime.fromisoformat(environment.get(name, ""))
-    except ValueError:
-        not_after = None
-    if not_after is None or not_after.tzinfo is None:
-        raise InvalidSetting(name, "must be a time with its zone, such as 2026-12-31T00:00:00Z")
-    return not_after
+        conninfo_to_dict(database_url)
+    except psycopg.ProgrammingError:
+        # Without its cause, which quotes what may be the password.
+        raise InvalidSetting("DATABASE_URL", "is not a libpq URI or conninfo") from None
+    return database_url

@@ -7,7 +7,9 @@
         ├── TooLarge              the body is over the limit
         ├── Incomplete            fewer bytes arrived than were announced
         ├── NotAJsonContentType   the body says that it is something other than JSON
+        ├── AddressNotAllowed     the speaker's address is not in the list
         ├── NotBelieved           no token vouches for the delivery
+        ├── TooManyFailures       nor for too many others from this address
         ├── NotCanonical          no JSON.stringify text exists for these bytes
         ├── NotJson               believed bytes that are not JSON
         └── NotAReward            believed JSON that is not a reward
@@ -40,6 +42,21 @@ class NotAJsonContentType(Refused):
 
 class NotBelieved(Refused):
     """No token vouches for the delivery."""
+
+
+class AddressNotAllowed(Refused):
+    """The speaker's address is not in the list, and the list is enforced."""
+
+
+class TooManyFailures(Refused):
+    """No token vouches for it, nor for too many others; only its raw form was tried.
+
+    ``wait_seconds`` says after how long the address may fail again.
+    """
+
+    def __init__(self, wait_seconds: int) -> None:
+        super().__init__(wait_seconds)
+        self.wait_seconds = wait_seconds
 
 
 class NotCanonical(Refused):

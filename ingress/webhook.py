@@ -1,7 +1,7 @@
 """Receive, verify, parse, post, answer: in that order and no other."""
 
-import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -9,79 +9,147 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from ingress.config import IngressSettings
-from ingress.errors import Incomplete, NotAJsonContentType, TooLarge
+from ingress.errors import (
+    AddressNotAllowed,
+    NotAJsonContentType,
+    NotAReward,
+    NotBelieved,
+    NotJson,
+    TooManyFailures,
+)
+from ingress.keeping import unposted
+from ingress.metrics import UNSIGNED
+from ingress.observation import Observation, observation
 from ingress.payload import read_reward
+from ingress.peers import Address, Mode
+from ingress.receiving import Receiver
 from ingress.signature import believe
+from ingress.spooling import Spooled
+from ledger.errors import Refused
+from ledger.quarantine import Unposted
 from ledger.reward import Reward
 from ledger.writing import Outcome, Receipt
 
-READ_SECONDS_MAX = 10.0
-"""How long the whole body may take to arrive."""
+READ_SECONDS_MAX = 5.0
+"""How long the whole body may take to arrive, counted from the end of the headers."""
+CHEAP_SIZE_MAX_BYTES = 4096
+"""Up to this size the canonical text of any body is made in well under a millisecond."""
 
 _ENCODER = msgspec.json.Encoder()
 
 
 class Books(Protocol):
-    """Where a reward is posted: a ``ledger.writing.Writer``."""
+    """Where a reward is posted: a ``ledger.writing.Writer``, with or without a spool before it."""
 
-    def post(self, reward: Reward) -> "asyncio.Future[Outcome]":
-        """A future of what became of the reward."""
+    def post(self, reward: Reward) -> Awaitable[Outcome | Spooled]:
+        """What became of the reward."""
+        ...
+
+
+class Keeper(Protocol):
+    """Where what cannot be posted is kept: a ``ledger.quarantine.Quarantine``."""
+
+    def keep(self, delivery: Unposted) -> Awaitable[None]:
+        """Done when it is kept for good."""
         ...
 
 
 class CustomerGluWebhook:
     """``POST /v1/webhooks/customerglu``: one delivery of one reward.
 
-    Answers 200 only when the reward stands in the books, or when there was nothing to book.
-    Everything else is an exception, and becomes its status in ``ingress.app``.
+    Answers 200 only when the reward stands in the books, or in the spool on this machine's disk, or
+    when there was nothing to book.
+    Everything else is an exception, and becomes its status in ``ingress.app``; what was believed
+    is then in the quarantine already.
     """
 
     def __init__(
         self,
         settings: IngressSettings,
         books: Books,
+        quarantine: Keeper,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings = settings
         self._books = books
+        self._quarantine = quarantine
+        self._receiver = Receiver(settings.body_size_max_bytes, READ_SECONDS_MAX)
         self._clock = clock
 
     async def on_post(self, request: Request, response: Response) -> None:
         """Book the delivery; see the class."""
+        seen = observation(request)
+        address = self._speaker(request, seen)
         _check_content_type(request)
-        body = await self._receive(request)
-        text = self._believed(body, request.get_header("X-CG-SIGNATURE"))
-        reward = read_reward(text, self._settings.default_currency)
-        if reward is None:
-            response.data = b'{"status":"ignored"}'
-        else:
-            outcome = await self._books.post(reward)
-            if not isinstance(outcome, Receipt):
-                raise outcome
-            response.data = _ENCODER.encode(_answer(outcome))
-        response.content_type = "application/json"
-
-    async def _receive(self, request: Request) -> bytes:
-        """The whole body; raises ``TooLarge`` while reading, ``Incomplete`` if it ends early."""
-        announced = request.content_length
-        limit = self._settings.body_size_max_bytes
-        if announced is not None and announced > limit:
-            raise TooLarge
+        body = await self._receiver.body(request)
+        seen.received(body)
+        text = self._believed(body, request.get_header("X-CG-SIGNATURE"), address, seen)
         try:
-            async with asyncio.timeout(READ_SECONDS_MAX):
-                body: bytes = await request.stream.read(limit + 1)
-        except TimeoutError:
-            raise Incomplete from None
-        if len(body) > limit:
-            raise TooLarge
-        if announced is not None and len(body) != announced:
-            raise Incomplete
-        return body
+            response.data = await self._post(text, seen)
+        except (NotJson, NotAReward, Refused) as error:
+            await self._quarantine.keep(
+                unposted(
+                    text,
+                    error,
+                    reward_id=seen.reward.reward_id if seen.reward else None,
+                    token=seen.token,
+                    form=seen.form,
+                    content_type=request.content_type,
+                )
+            )
+            raise
 
-    def _believed(self, body: bytes, signature: str | None) -> bytes:
-        if not self._settings.tokens:
+    def _speaker(self, request: Request, seen: Observation) -> Address | None:
+        policy = self._settings.peers
+        # Not `remote_addr`, which says 127.0.0.1 of somebody unknown.
+        client = request.scope.get("client")
+        speaker = policy.speaker(
+            client[0] if client else None, request.get_header("X-Forwarded-For")
+        )
+        seen.peer = speaker.address
+        if policy.mode is not Mode.OFF:
+            seen.is_expected = speaker.is_allowed
+        if policy.refuses(speaker):
+            raise AddressNotAllowed
+        return speaker.address
+
+    def _believed(
+        self, body: bytes, signature: str | None, address: Address | None, seen: Observation
+    ) -> bytes:
+        tokens = self._settings.tokens.current()
+        if not tokens:
+            seen.believed(UNSIGNED, UNSIGNED)
             return body
-        return believe(body, signature, self._settings.tokens, self._clock()).text
+        limit, now = self._settings.failures, time.monotonic()
+        # Who failed too often is not given the costly check; what a token vouches for as it
+        # arrived is never turned away.
+        wait_seconds = limit.wait_seconds(address, now)
+        raw_only = wait_seconds > 0 and len(body) > CHEAP_SIZE_MAX_BYTES
+        try:
+            believed = believe(body, signature, tokens, self._clock(), raw_only=raw_only)
+        except NotBelieved:
+            if wait_seconds:
+                raise TooManyFailures(wait_seconds) from None
+            limit.count_failure(address, now)
+            raise
+        seen.believed(believed.form, believed.token)
+        return believed.text
+
+    async def _post(self, text: bytes, seen: Observation) -> bytes:
+        """The answer to the believed ``text``, when it stands in the books."""
+        reward = read_reward(text, self._settings.mapping)
+        if reward is None:
+            seen.outcome = "ignored"
+            return b'{"status":"ignored"}'
+        seen.read(reward)
+        outcome = await self._books.post(reward)
+        if isinstance(outcome, Spooled):
+            seen.outcome = outcome.status
+            return _ENCODER.encode({"status": outcome.status, "rewardId": outcome.reward_id})
+        if not isinstance(outcome, Receipt):
+            raise outcome
+        seen.outcome = outcome.status
+        return _ENCODER.encode(_answer(outcome))
 
 
 def _check_content_type(request: Request) -> None:
@@ -91,9 +159,9 @@ def _check_content_type(request: Request) -> None:
     given = request.content_type
     if given is None or given == "application/json":
         return
-    media_type, *parameters = given.lower().replace(" ", "").split(";")
-    charsets = {text.strip('"') for text in parameters if text.startswith("charset=")}
-    if media_type != "application/json" or not charsets <= {"charset=utf-8", 'charset="utf-8'}:
+    media_type, *parameters = given.lower().replace(" ", "").replace('"', "").split(";")
+    charsets = {parameter for parameter in parameters if parameter.startswith("charset=")}
+    if media_type != "application/json" or not charsets <= {"charset=utf-8"}:
         raise NotAJsonContentType
 
 

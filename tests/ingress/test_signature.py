@@ -158,10 +158,11 @@ def test_of_two_tokens_with_one_secret_the_first_is_named():
 
 
 def test_every_usable_token_is_tried_even_after_one_has_matched():
-    """Seen by a secret that no HMAC can use: it is met behind the token that matches."""
-    unusable = Token("previous", "text, not bytes")
-    with pytest.raises(TypeError):
-        believe(BODY, SIGNATURE, [CURRENT, unusable], NOW)
+    """Seen by a token that cannot be asked: it is met behind the token that matches."""
+    broken = Token("previous", b"secret")
+    object.__setattr__(broken, "_keyed", None)
+    with pytest.raises(AttributeError):
+        believe(BODY, SIGNATURE, [CURRENT, broken], NOW)
 
 
 def test_digests_are_compared_in_constant_time_only():

@@ -1,0 +1,239 @@
+"""What the webhook posts into when a spool is set: the books, or this machine's disk.
+
+Every 200 is then one of two promises: it stands in the books, or it is on disk and will stand in
+them, once. A delivery asks the books first, whether or not the spool is empty; only one that got
+no answer is spooled, and its outcome found out later. That the same reward may be asked for twice
+is what the books are made for, so nothing here has to guess.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from ingress.draining import Drainer, Keep, Read, are_answering
+from ingress.spool import Delivery, Spool, SpoolStatus
+from ingress.spool_file import SpoolUnavailable, lease
+from ledger.coalescing import Coalescer
+from ledger.config import InvalidSetting, whole_number
+from ledger.database import Pool, Role
+from ledger.errors import DatabaseUnavailable, Overloaded, Unavailable, where
+from ledger.reward import Reward
+from ledger.writing import Outcome, Writer
+
+PUT_BATCH_SIZE_MAX = 256
+PUT_BYTES_MAX = 1024 * 1024
+PUT_SECONDS_MAX = 1.0
+PAUSE_SECONDS = 0.5
+"""How often a worker looks whether there is something to drain, or whether the books are back."""
+
+log = logging.getLogger("ingress.spool")
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """Where deliveries wait while the books are away."""
+
+    directory: Path
+    """``INGRESS_SPOOL``: a directory of its own, on a local disk."""
+    size_max_bytes: int
+    """``INGRESS_SPOOL_SIZE_MAX_BYTES``: how much of that disk it may take, its log included."""
+
+
+def read_spool_settings(environment: Mapping[str, str] = os.environ) -> SpoolSettings | None:
+    """The spool's settings, ``None`` when there is to be none; raises ``InvalidSetting``."""
+    size_max_bytes = whole_number(
+        environment, "INGRESS_SPOOL_SIZE_MAX_BYTES", 2**30, minimum=2**24, maximum=2**43
+    )
+    directory = environment.get("INGRESS_SPOOL")
+    if not directory:
+        return None
+    path = Path(directory).absolute()
+    if path.exists() and not path.is_dir():
+        raise InvalidSetting("INGRESS_SPOOL", "must be a directory, or not exist yet")
+    return SpoolSettings(path, size_max_bytes)
+
+
+class Spooled(NamedTuple):
+    """The receipt of a reward that is on disk, and not known to be in the books yet."""
+
+    reward_id: str
+    status: str = "spooled"
+
+
+class SpoolingBooks:
+    """The books, and the spool for when they are away; one for each worker.
+
+    ``start`` and ``stop`` it with the worker. While the books are known to be away, deliveries go
+    to the spool at once, and only the worker itself asks, twice a second, whether they are back;
+    then one worker of the machine drains the spool, and a delivery asks the books again.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        pool: Pool,
+        spool: Spool,
+        read: Read,
+        keep: Keep | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.are_away = False
+        """Whether the books were away when they were last asked."""
+        self.can_spool = False
+        """Whether the spool had room when it was last looked at, twice a second."""
+        self._writer = writer
+        self._pool = pool
+        self._spool = spool
+        self._drainer = Drainer(writer, spool, read, keep)
+        self._clock = clock
+        self._putting: Coalescer[Delivery, None] = Coalescer(
+            self._put, batch_size_max=PUT_BATCH_SIZE_MAX, wait_seconds_max=PUT_SECONDS_MAX
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Open the spool and begin to drain what an earlier process left.
+
+        Raises ``UnusableSpool`` when somebody must mend it first. A disk that is only full stops
+        no worker: the books can be reached without it.
+        """
+        with suppress(SpoolUnavailable):
+            await asyncio.to_thread(self._spool.open)
+        turns = (self._look_for_the_books, self._drain)
+        self._tasks = [asyncio.create_task(_repeat(turn)) for turn in turns]
+
+    async def stop(self) -> None:
+        """Stop draining, finish what is being put, close the spool; before the writer's end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await self._putting.drain()
+        await asyncio.to_thread(self._spool.close)
+
+    async def post(
+        self, reward: Reward, token: str | None = None, form: str | None = None
+    ) -> Outcome | Spooled:
+        """What became of ``reward``; ``Spooled`` when it is on disk, its outcome not known yet.
+
+        ``token`` and ``form`` say which vouched for it. Raises ``SpoolUnavailable`` when the
+        books are away and the spool takes nothing, and else what ``Writer.post`` raises.
+        """
+        if not self.are_away:
+            try:
+                return await self._writer.post(reward)
+            except Overloaded:
+                # They are there, with more to do than they can; the disk has time.
+                pass
+            except Unavailable:
+                self._see(are_away=True)
+        await self._putting.submit(Delivery(reward.believed_bytes, token, form, self._clock()))
+        return Spooled(reward.reward_id)
+
+    def status(self) -> SpoolStatus:
+        """What waits in the spool of the whole machine; to be called in a thread."""
+        return self._spool.status()
+
+    async def _put(self, deliveries: list[Delivery]) -> list[None]:
+        for portion in _portions(deliveries):
+            await asyncio.to_thread(self._spool.put, portion)
+        return [None] * len(deliveries)
+
+    async def _look_for_the_books(self) -> None:
+        if self.are_away and await are_answering(self._pool):
+            self._see(are_away=False)
+
+    async def _drain(self) -> None:
+        """Post what waits, if the books are there and no other process drains."""
+        self.can_spool = await asyncio.to_thread(self._look_for_room)
+        if self.are_away:
+            return
+        with lease(self._spool.directory) as is_ours:
+            if not is_ours:
+                return
+            try:
+                is_done = await self._drainer.drain()
+            except SpoolUnavailable:
+                raise
+            except Unavailable:
+                is_done = False
+        if not is_done:
+            self._see(are_away=True)
+
+    def _look_for_room(self) -> bool:
+        with suppress(SpoolUnavailable):
+            self._spool.open()
+            return self._spool.has_room()
+        return False
+
+    def _see(self, *, are_away: bool) -> None:
+        if are_away != self.are_away:
+            self.are_away = are_away
+            log.warning("spool: the books are %s", "away" if are_away else "back")
+
+
+def _portions(deliveries: list[Delivery]) -> Iterator[list[Delivery]]:
+    """All ``deliveries`` in one, unless they are so large that the log would swell."""
+    portion: list[Delivery] = []
+    size = 0
+    for delivery in deliveries:
+        if portion and size + len(delivery.text) > PUT_BYTES_MAX:
+            yield portion
+            portion, size = [], 0
+        portion.append(delivery)
+        size += len(delivery.text)
+    yield portion
+
+
+async def _repeat(turn: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await turn()
+        except Exception as error:
+            log.error("spool: %s", where(error))
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+def status(settings: SpoolSettings) -> SpoolStatus:
+    """What waits in the spool; raises ``UnusableSpool`` or ``SpoolUnavailable``."""
+    spool = Spool(settings.directory, settings.size_max_bytes)
+    if not spool.exists():
+        return SpoolStatus(0, 0, 0, None)
+    with spool:
+        return spool.status()
+
+
+async def drain(
+    settings: SpoolSettings, database_url: str, read: Read, keep: Keep | None = None
+) -> SpoolStatus:
+    """Post what waits, and once more what was set aside; gives what is left then.
+
+    Waits until no worker drains. Raises ``DatabaseUnavailable`` when the books stop answering;
+    what was posted until then is posted, and calling it again goes on.
+    """
+    spool = Spool(settings.directory, settings.size_max_bytes)
+    if not spool.exists():
+        return SpoolStatus(0, 0, 0, None)
+    with spool:
+        async with Pool(database_url, Role.WRITER, size_max=1) as pool:
+            writer = Writer(pool)
+            spool.recall()
+            is_done = await _drain_alone(Drainer(writer, spool, read, keep), spool)
+            await writer.drain()
+        if not is_done:
+            raise DatabaseUnavailable
+        return spool.status()
+
+
+async def _drain_alone(drainer: Drainer, spool: Spool) -> bool:
+    while True:
+        with lease(spool.directory) as is_ours:
+            if is_ours:
+                return await drainer.drain()
+        await asyncio.sleep(PAUSE_SECONDS / 5)

@@ -1,0 +1,248 @@
+"""What is counted is counted once, under names of ours, and outlives the worker that counted it."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client.mmap_dict import MmapedDict
+
+from ingress import exporting, metrics
+from ingress.metrics import Metrics
+from ledger.config import InvalidSetting
+from ledger.errors import DatabaseUnavailable
+from ledger.writing import Status
+from tests.conftest import Database, Run
+from tests.ingress.deliveries import body
+from tests.ingress.observed import ROOT, Labels, running, wait_until
+from tests.serving import free_port
+
+
+def series(counted: Metrics, name: str) -> dict[Labels, float]:
+    """The series of this name that are not zero."""
+    counted.publish()
+    return {
+        frozenset(sample.labels.items()): sample.value
+        for family in counted.registry.collect()
+        for sample in family.samples
+        if sample.name == name and sample.value
+    }
+
+
+def labelled(**labels: str) -> Labels:
+    return frozenset(labels.items())
+
+
+@pytest.mark.parametrize("outcome", [*Status, "ignored", "spooled", "not-believed"])
+def test_an_outcome_is_counted_once_however_often_it_is_published(outcome: str) -> None:
+    counted = Metrics(["not-believed"])
+    counted.delivery(outcome, 0.01)
+    for _ in range(3):
+        counts = series(counted, "ingress_deliveries_total")
+        assert counts == {labelled(outcome=outcome, believed="no"): 1}
+
+
+def test_what_is_in_no_closed_set_becomes_no_label() -> None:
+    counted = Metrics(["not-believed"])
+    counted.delivery("what a sender wrote", 0.01, "what it signed", "what it signed with")
+    assert series(counted, "ingress_deliveries_total") == {
+        labelled(outcome="other", believed="yes"): 1
+    }
+    assert series(counted, "ingress_believed_deliveries_total") == {
+        labelled(form="unsigned", token="other"): 1
+    }
+
+
+def test_the_believed_are_the_same_number_by_outcome_and_by_token() -> None:
+    counted = Metrics(["conflict", "not-believed"])
+    counted.delivery(Status.CREDITED, 0.01, "raw", "current")
+    counted.delivery(Status.CREDITED, 0.01, "canonical", "previous")
+    counted.delivery("conflict", 0.01, "raw", "current")
+    counted.delivery("ignored", 0.01, "unsigned", "unsigned")
+    counted.delivery("not-believed", 0.01)
+    by_outcome = series(counted, "ingress_deliveries_total")
+    assert sum(count for labels, count in by_outcome.items() if ("believed", "yes") in labels) == 4
+    assert series(counted, "ingress_believed_deliveries_total") == {
+        labelled(form="raw", token="current"): 2,
+        labelled(form="canonical", token="previous"): 1,
+        labelled(form="unsigned", token="unsigned"): 1,
+    }
+
+
+def test_only_a_credit_moves_the_time_of_the_last_credit() -> None:
+    counted = Metrics([])
+    counted.delivery(Status.REPLAYED, 0.01, "raw", "current")
+    assert series(counted, "ingress_last_credited_timestamp_seconds") == {}
+    before = time.time()
+    counted.delivery(Status.CREDITED, 0.01, "raw", "current")
+    (at,) = series(counted, "ingress_last_credited_timestamp_seconds").values()
+    assert before <= at <= time.time()
+
+
+def test_a_delay_and_a_batch_are_counted_in_the_bucket_that_ends_at_them() -> None:
+    counted = Metrics([])
+    for seconds in (0.0001, 0.001, 0.0011, 60.0):
+        counted.delivery("ignored", seconds)
+    counted.batch(256)
+    counted.publish()
+    value = counted.registry.get_sample_value
+    seconds_up_to = [
+        value("ingress_delivery_seconds_bucket", {"le": end}) for end in ("0.001", "5.0", "+Inf")
+    ]
+    assert seconds_up_to == [2, 3, 4]
+    assert value("ingress_delivery_seconds_sum") == pytest.approx(60.0022)
+    assert value("ingress_batch_size_bucket", {"le": "128.0"}) == 0
+    assert value("ingress_batch_size_bucket", {"le": "256.0"}) == 1
+
+
+def test_gauges_say_what_they_were_last_told() -> None:
+    told = Metrics([])
+    told.set_pool(size=2, idle=1, waiting=3)
+    told.set_quarantine(4)
+    told.set_spool(5, 1_700_000_000.0)
+    told.shared_transaction()
+    told.dropped_line()
+    told.peer(is_expected=False)
+    for name, value in (
+        ("pool_connections", 2),
+        ("pool_idle_connections", 1),
+        ("pool_waiting", 3),
+        ("quarantine_open", 4),
+        ("spool_depth", 5),
+        ("spool_oldest_timestamp_seconds", 1_700_000_000),
+        ("shared_transactions_total", 1),
+        ("dropped_log_lines_total", 1),
+    ):
+        assert list(series(told, f"ingress_{name}").values()) == [value]
+    assert series(told, "ingress_peers_total") == {labelled(expected="no"): 1}
+    told.set_spool(0, None)
+    assert series(told, "ingress_spool_oldest_timestamp_seconds") == {}
+
+
+@pytest.mark.parametrize("trouble", [DatabaseUnavailable, KeyError])
+def test_whoever_cannot_look_does_not_stop_the_counting(
+    trouble: type[Exception], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "PUBLISH_EVERY_SECONDS", 0.0)
+
+    async def look() -> None:
+        raise trouble
+
+    async def live(counted: Metrics) -> None:
+        await counted.process_startup({}, {})
+        counted.delivery("ignored", 0.01)
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+        labels = {"outcome": "ignored", "believed": "no"}
+        assert counted.registry.get_sample_value("ingress_deliveries_total", labels) == 1
+
+    counted = Metrics([])
+    counted.watch(look)
+    run(live(counted))
+
+
+@pytest.mark.parametrize(
+    ("given", "bind"),
+    [
+        ({}, "127.0.0.1:9464"),
+        ({"INGRESS_METRICS_BIND": ""}, None),
+        ({"INGRESS_METRICS_BIND": "[::1]:80"}, "[::1]:80"),
+    ],
+)
+def test_metrics_are_on_loopback_unless_said_otherwise(
+    given: dict[str, str], bind: str | None
+) -> None:
+    assert exporting.read_metrics_bind(given) == bind
+
+
+def test_an_address_without_a_port_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match="INGRESS_METRICS_BIND"):
+        exporting.read_metrics_bind({"INGRESS_METRICS_BIND": "localhost"})
+
+
+def test_what_ended_workers_counted_is_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(exporting.ENVIRONMENT_NAME, str(tmp_path))
+    untyped: Any = MmapedDict
+    for process_id, count, at in ((101, 3.0, 50.0), (102, 4.0, 40.0)):
+        for kind, value in (("counter", count), ("gauge_max", at), ("gauge_livesum", 1.0)):
+            file = untyped(str(tmp_path / f"{kind}_{process_id}.db"))
+            file.write_value("key", value, 0.0)
+            file.close()
+        exporting.worker_ended(process_id)
+    left = {path.name: path for path in tmp_path.glob("*.db")}
+    assert left.keys() == {"counter_0.db", "gauge_max_0.db"}
+    read = untyped.read_all_values_from_file
+    assert [value for _, value, _, _ in read(left["counter_0.db"])] == [7.0]
+    assert [value for _, value, _, _ in read(left["gauge_max_0.db"])] == [50.0]
+
+
+def test_a_file_that_cannot_be_read_neither_ends_the_master_nor_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(exporting.ENVIRONMENT_NAME, str(tmp_path))
+    (tmp_path / "counter_7.db").write_bytes(b"\x40\0\0\0torn")
+    exporting.worker_ended(7)
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_two_workers_are_one_sum_that_a_killed_one_does_not_take_along(database: Database) -> None:
+    with running(database.url(), INGRESS_WORKERS="2") as ingress:
+        credited = labelled(outcome="credited", believed="yes")
+
+        def is_credited(count: int) -> bool:
+            return ingress.samples("ingress_deliveries_total").get(credited) == count
+
+        for number in range(24):
+            ingress.deliver(body(rewardId=f"reward-{number}"))
+        wait_until(lambda: is_credited(24))
+        killed, survivor = ingress.workers()
+        killed.kill()
+        wait_until(lambda: killed not in ingress.workers() and len(ingress.workers()) == 2)
+        assert survivor in ingress.workers()
+        assert is_credited(24)
+        for number in range(24, 36):
+            ingress.deliver(body(rewardId=f"reward-{number}"))
+        wait_until(lambda: is_credited(36))
+        (directory,) = ingress.directory.glob("reward-ingress-metrics-*")
+        ingress.end()
+        assert not directory.exists()
+
+
+def test_a_killed_master_leaves_nothing_of_the_metrics_behind(database: Database) -> None:
+    with running(database.url()) as ingress:
+        ingress.end(signal.SIGKILL)
+        assert not list(ingress.directory.glob("reward-ingress-metrics-*"))
+        with pytest.raises(ConnectionRefusedError):
+            ingress.scraped()
+
+
+def test_a_port_that_is_taken_is_waited_for(tmp_path: Path) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)) as taken:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ingress.exporting", str(tmp_path)),
+                *(f"127.0.0.1:{port}", str(os.getpid()), "keep"),
+            ],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert process.stderr is not None
+            assert b"waits for" in process.stderr.readline()
+            taken.close()
+            wait_until(lambda: bool(psutil.Process(process.pid).net_connections()))
+        finally:
+            process.kill()
+            process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
