@@ -28,7 +28,7 @@ demo: $(READY) ## show the main job on a throw-away database, and stop
 	@$(BIN)/ledger demo
 
 test: $(READY) ## run the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 hammer: $(READY) ## race writers for ten minutes, then reconcile
 	@HAMMER_SECONDS=600 $(BIN)/python -m pytest tests/test_hammer.py -s

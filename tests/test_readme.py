@@ -63,6 +63,8 @@ def test_every_setting_that_is_read_is_in_the_readme_and_the_other_way_round() -
     for package in ("ingress", "ledger"):
         for path in (ROOT / package).rglob("*.py"):
             read |= set(re.findall(r'"((?:INGRESS|LEDGER|DATABASE)_[A-Z_]+)"', path.read_text()))
+    # Every token can be given in a file too; those names are put together.
+    read |= {"INGRESS_TOKEN_FILE", "INGRESS_TOKEN_PREVIOUS_FILE"}
     told = set(re.findall(r"`((?:INGRESS|LEDGER|DATABASE)_[A-Z_]+)`", README))
     assert told == read
 
@@ -73,9 +75,12 @@ def test_every_file_that_the_readme_names_is_there() -> None:
 
 
 def test_every_rule_that_the_readme_names_is_in_the_schema() -> None:
-    schema = (ROOT / "ledger/migrations/0001_books.sql").read_text()
+    migrations = sorted((ROOT / "ledger/migrations").glob("*.sql"))
+    schema = "".join(path.read_text() for path in migrations)
     guarantees = README.split("## Guarantees")[1].split("## Figures")[0]
-    rules = re.findall(r"`((?:reward|posting|balance|rewards|postings)_[a-z_]+)`", guarantees)
+    rules = re.findall(
+        r"`((?:reward|posting|balance|rewards|postings|quarantine)_[a-z_]+)`", guarantees
+    )
     assert rules
     for rule in rules:
         assert rule in schema

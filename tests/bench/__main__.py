@@ -131,6 +131,8 @@ def ingress(factory: str, postgres: EmbeddedPostgres) -> Iterator[tuple[int, psu
         "INGRESS_TOKEN": load.TOKEN,
         "INGRESS_BIND": f"127.0.0.1:{port}",
         "INGRESS_WORKERS": "1",
+        "INGRESS_METRICS_BIND": "",
+        "INGRESS_LOG": "off",
     }
     with process(command, port, environment) as server:
         yield port, server

@@ -11,6 +11,7 @@ from falcon.asgi import App, Request, Response
 from ingress.app import create_app
 from ingress.config import read_settings
 from ledger.database import Role, conninfo
+from ledger.quarantine import Unposted
 from ledger.reward import Reward
 from ledger.writing import Outcome, Receipt, Status, post
 
@@ -28,6 +29,14 @@ class NoBooks:
             Receipt(Status.CREDITED, reward.reward_id, reward.user_id, reward.currency, 1, now)
         )
         return future
+
+
+class NoQuarantine:
+    """Keeps nothing: every delivery of the bench can be posted."""
+
+    async def keep(self, delivery: Unposted) -> None:
+        """Never called."""
+        raise NotImplementedError
 
 
 class OneByOne:
@@ -61,13 +70,13 @@ class OneByOne:
 
 def door_alone() -> App[Request, Response]:
     """The ingress without books."""
-    return create_app(read_settings(), NoBooks())
+    return create_app(read_settings(), NoBooks(), NoQuarantine())
 
 
 def one_by_one() -> App[Request, Response]:
     """The ingress before books that do not batch."""
     settings = read_settings()
     books = OneByOne(settings.database_url)
-    app = create_app(settings, books)
+    app = create_app(settings, books, NoQuarantine())
     app.add_middleware(books)
     return app
