@@ -15,7 +15,7 @@ help: ## list what can be done
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 …"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing what requirements.lock pins into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
@@ -28,7 +28,7 @@ demo: $(READY) ## show the main job on a throw-away database, and stop
 	@$(BIN)/ledger demo
 
 test: $(READY) ## run the whole test suite
-	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 hammer: $(READY) ## race writers for ten minutes, then reconcile
 	@HAMMER_SECONDS=600 $(BIN)/python -m pytest tests/test_hammer.py -s

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import psycopg
+
 from ingress.errors import NotAReward, NotJson
-from ledger.database import Connection
+from ledger.database import Connection, translated
+from ledger.errors import Refused
 from ledger.quarantine import Kept, close, get_kept, list_kept
 from ledger.reward import Reward
 from ledger.writing import Receipt, post
@@ -51,7 +54,14 @@ async def _replay(
     if reward is None:
         outcome = "ignored"
     else:
-        found = (await post(connection, [reward]))[0]
+        try:
+            found = (await post(connection, [reward]))[0]
+        except psycopg.Error as error:
+            # Its text quotes the row; and one bad row must not keep the others from being tried.
+            trouble = translated(error)
+            if not isinstance(trouble, Refused):
+                raise trouble from None
+            return Replayed(kept.number, type(trouble).__name__, is_posted=False)
         if not isinstance(found, Receipt):
             return Replayed(kept.number, type(found).__name__, is_posted=False)
         outcome = found.status

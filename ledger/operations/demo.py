@@ -28,12 +28,8 @@ VENDOR_BODY = (
 VENDOR_SIGNATURE = "f2719895b483fbf3f98e1936bc88271cbe74f138"
 """The signed example that CustomerGlu published, with its token."""
 
-_NOT_OURS = {
-    "DATABASE_URL",
-    "INGRESS_ALLOW_UNSIGNED",
-    "INGRESS_DEFAULT_CURRENCY",
-    "INGRESS_MAPPING",
-}
+_OURS = ("DATABASE_", "INGRESS_", "LEDGER_", "OTEL_", "PG", "PROMETHEUS_")
+"""Settings that the demo leaves out: with the operator's own spool it would drain that."""
 
 Say = Callable[[str], None]
 
@@ -51,7 +47,7 @@ def demo(say: Say) -> None:
         # Whoever runs Postgres, when that is not us, must be able to pass.
         Path(directory).chmod(0o711)
         environment = {
-            **{name: os.environ[name] for name in os.environ if name not in _NOT_OURS},
+            **{name: os.environ[name] for name in os.environ if not name.startswith(_OURS)},
             "LEDGER_DATA": directory,
             "INGRESS_BIND": f"127.0.0.1:{_free_port()}",
             "LEDGER_BIND": f"127.0.0.1:{_free_port()}",

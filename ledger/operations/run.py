@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from ledger.config import Settings
+from ledger.config import Settings, address
 from ledger.database import Role
 from ledger.operations import processes
 from ledger.operations.migrate import migrate
@@ -58,13 +58,13 @@ def running(settings: Settings, environment: Mapping[str, str]) -> Iterator[Runn
     Raises ``IsRunning``, ``AddressTaken``, ``DidNotStart`` or ``EmbeddedPostgresError``, and then
     leaves nothing running.
     """
-    ingress = environment.get("INGRESS_BIND") or "127.0.0.1:8080"
+    ingress = address(environment, "INGRESS_BIND", "127.0.0.1:8080")
     with ExitStack() as stack:
         stack.enter_context(_only_one(settings.data_directory))
         _end_leftovers(settings.data_directory)
         for bind in (ingress, settings.bind):
             check_free(bind)
-        database = stack.enter_context(source(settings))
+        database = stack.enter_context(source(settings, must_own=True))
         migrate(database.url())
         token, made_up = _token(settings.data_directory, environment)
         common = {**environment, "INGRESS_BIND": ingress, "LEDGER_BIND": settings.bind}

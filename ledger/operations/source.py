@@ -35,11 +35,12 @@ def embedded_directory(settings: Settings) -> Path:
 
 
 @contextmanager
-def source(settings: Settings) -> Iterator[Source]:
+def source(settings: Settings, *, must_own: bool = False) -> Iterator[Source]:
     """The database of a command, for the time of the block.
 
     Without ``DATABASE_URL`` it is the embedded one: the running one, or one that is started for
-    this command only. Raises ``EmbeddedPostgresError``.
+    this command only. ``must_own`` refuses a running one, which another command may stop at any
+    moment. Raises ``EmbeddedPostgresError``.
     """
     if settings.database_url is not None:
         yield Source(settings.database_url, None)
@@ -48,6 +49,8 @@ def source(settings: Settings) -> Iterator[Source]:
     try:
         embedded.start()
     except AlreadyRunning:
+        if must_own:
+            raise
         yield Source(None, embedded)
         return
     try:

@@ -143,7 +143,9 @@ def process(
     command: list[str], port: int, environment: dict[str, str] | None = None
 ) -> Iterator[psutil.Process]:
     """The process of `command`, listening on `port`."""
-    started = subprocess.Popen(command, env={**os.environ, **(environment or {})})
+    ours = ("INGRESS_", "LEDGER_", "PG")
+    kept = {name: os.environ[name] for name in os.environ if not name.startswith(ours)}
+    started = subprocess.Popen(command, env={**kept, **(environment or {})})
     try:
         load.wait_for(port, started)
         yield psutil.Process(started.pid)

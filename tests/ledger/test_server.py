@@ -591,32 +591,6 @@ def test_a_signal_lets_the_running_call_finish_and_ends_the_process_in_order(
     run(main())
 
 
-def test_an_open_stream_does_not_hold_up_the_end(
-    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ledger.server.DRAIN_SECONDS_MAX", 600)
-
-    async def main() -> None:
-        port = free_port()
-        stop = asyncio.Event()
-        server = asyncio.create_task(
-            serve_until(stop, database.url("ledger_reader"), f"127.0.0.1:{port}")
-        )
-        async with connected(port) as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-            await watch.read()
-            reflection = channel.stream_stream(
-                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-            )()
-            await reflection.wait_for_connection()
-            stop.set()
-            await asyncio.wait_for(server, 20)
-            for stream in (watch, reflection):
-                assert await stream.code() is grpc.StatusCode.UNAVAILABLE
-
-    run(main())
-
-
 def test_a_call_whose_message_is_still_to_come_is_let_finish(database: Database, run: Run) -> None:
     async def main() -> None:
         port = free_port()
