@@ -38,7 +38,7 @@ class FailureLimit:
 
     def wait_seconds(self, address: IPv4Address | IPv6Address | None, now: float) -> int:
         """After how many whole seconds the address may fail again: 0 if it may now."""
-        if not self._failures_per_second:
+        if not self._spent:
             return 0
         over = self._still_spent(_key(address), now) - (self._burst - 1)
         return math.ceil(over / self._failures_per_second) if over > 0 else 0

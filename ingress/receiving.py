@@ -12,29 +12,26 @@ from falcon.asgi import App, Request, Response
 
 from ingress.errors import Incomplete, TooLarge
 
+RECEIVE = "ingress.receive"
+"""Where in a request's scope its way to the body stands."""
+
 
 class DeliveryApp(App[Request, Response]):
-    """A Falcon app whose responders start before any of the body has arrived."""
+    """A Falcon app whose responders start before any of the body has arrived.
+
+    To Falcon every body is empty; whoever wants one asks a ``Receiver``.
+    """
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # type: ignore[override]
         """The ASGI application."""
         if scope["type"] == "http":
-            receive = _nothing_first(receive)
+            scope[RECEIVE] = receive
+            receive = _nothing
         await super().__call__(scope, receive, send)
 
 
-def _nothing_first(receive: Any) -> Any:
-    is_first = True
-
-    async def receive_after_nothing() -> dict[str, Any]:
-        nonlocal is_first
-        if is_first:
-            is_first = False
-            return {"type": "http.request", "body": b"", "more_body": True}
-        event: dict[str, Any] = await receive()
-        return event
-
-    return receive_after_nothing
+async def _nothing() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 class Receiver:
@@ -60,14 +57,12 @@ class Receiver:
         announced = request.content_length
         if announced is not None and announced > self._size_max_bytes:
             raise TooLarge
-        body = await self._read(request)
-        if len(body) > self._size_max_bytes:
-            raise TooLarge
+        body = await self._read(request.scope[RECEIVE])
         if announced is not None and len(body) != announced:
             raise Incomplete
         return body
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read(self, receive: Any) -> bytes:  # noqa: ANN401 - ASGI's receive
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         if task is None:
@@ -76,7 +71,7 @@ class Receiver:
         if self._timer is None:
             self._timer = loop.call_later(self._seconds_max, self._cut)
         try:
-            return await request.stream.read(self._size_max_bytes + 1)
+            return await self._gather(receive)
         except asyncio.CancelledError:
             # Cancelled by somebody else, when the sender is gone or the process ends.
             if self._ends[task] > loop.time():
@@ -85,6 +80,18 @@ class Receiver:
             raise Incomplete from None
         finally:
             del self._ends[task]
+
+    async def _gather(self, receive: Any) -> bytes:  # noqa: ANN401 - ASGI's receive
+        body = bytearray()
+        while True:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                raise Incomplete
+            body += event.get("body", b"")
+            if len(body) > self._size_max_bytes:
+                raise TooLarge
+            if not event.get("more_body", False):
+                return bytes(body)
 
     def _cut(self) -> None:
         """End the reads whose time is over; look again when the next one's will be."""

@@ -26,6 +26,8 @@ BATCH_SIZE_MAX = 256
 WAIT_SECONDS_MAX = 2.5
 """How long a caller waits for its reward: the sender must have an answer within three seconds."""
 TRIES_MAX = 3
+QUIET_TURNS = 2
+"""Else callers that wait for one batch come back while the next, half full, is on its way."""
 
 
 class Status(StrEnum):
@@ -64,7 +66,10 @@ class Writer:
     ) -> None:
         self._pool = pool
         self._coalescer = Coalescer(
-            self._post_batch, batch_size_max=batch_size_max, wait_seconds_max=wait_seconds_max
+            self._post_batch,
+            batch_size_max=batch_size_max,
+            wait_seconds_max=wait_seconds_max,
+            quiet_turns=QUIET_TURNS,
         )
 
     def post(self, reward: Reward) -> "asyncio.Future[Outcome]":

@@ -9,7 +9,7 @@ from falcon.asgi import Request
 from falcon.testing import create_scope
 
 from ingress.errors import Incomplete, TooLarge
-from ingress.receiving import DeliveryApp, Receiver
+from ingress.receiving import RECEIVE, DeliveryApp, Receiver
 from tests.conftest import Run
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -34,7 +34,8 @@ def sent(*pieces: bytes, pause_seconds: float = 0.0, is_whole: bool = True) -> R
 
 def request(receive: Receive, announced: int | None = None) -> Request:
     headers = {} if announced is None else {"Content-Length": str(announced)}
-    return Request(create_scope(method="POST", headers=headers), receive)
+    scope = {**create_scope(method="POST", headers=headers), RECEIVE: receive}
+    return Request(scope, receive)
 
 
 def read(
