@@ -73,7 +73,7 @@ def read_settings(environment: Environment[str, str] = os.environ) -> IngressSet
             "INGRESS_BODY_SIZE_MAX_BYTES",
             64 * 1024,
             minimum=1024,
-            maximum=16 * 1024 * 1024,
+            maximum=1024 * 1024,
         ),
         peers=read_peer_policy(environment),
         spool=read_spool_settings(environment),

@@ -85,9 +85,9 @@ FROM unnest(
 GROUP BY told.believed_bytes
 ORDER BY 1
 ON CONFLICT (believed_bytes_sha256) DO UPDATE SET
-    reason = excluded.reason,
-    detail = excluded.detail,
-    reward_id = excluded.reward_id,
+    reason = CASE WHEN kept.state = 'open' THEN excluded.reason ELSE kept.reason END,
+    detail = CASE WHEN kept.state = 'open' THEN excluded.detail ELSE kept.detail END,
+    reward_id = CASE WHEN kept.state = 'open' THEN excluded.reward_id ELSE kept.reward_id END,
     seen = kept.seen + excluded.seen,
     last_seen_at = clock_timestamp()
 """

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import NamedTuple
 
 from ledger.coalescing import Coalescer, Seconds
@@ -132,8 +133,20 @@ class _Standing(NamedTuple):
     """What stands in the books under a rewardId."""
 
     fingerprint: bytes
+    believed_bytes_sha256: bytes | None
+    """``None`` when it is new."""
     receipt: Receipt
-    is_new: bool
+
+    def is_told_by(self, reward: Reward) -> bool:
+        """Whether ``reward`` is the same fact: equal in what decides the money, or the same text.
+
+        The same text may be read otherwise than before, when the mapping or the default currency
+        was changed in between. What was posted stays.
+        """
+        return self.fingerprint == reward.fingerprint() or (
+            self.believed_bytes_sha256 is not None
+            and self.believed_bytes_sha256 == sha256(reward.believed_bytes).digest()
+        )
 
 
 def _judge(
@@ -146,9 +159,9 @@ def _judge(
     stands = standing.get(reward.reward_id)
     if stands is None:
         return refused.get(reward.reward_id) if was_tried else None
-    if was_tried and stands.is_new:
+    if was_tried and stands.believed_bytes_sha256 is None:
         return stands.receipt
-    if reward.fingerprint() != stands.fingerprint:
+    if not stands.is_told_by(reward):
         return IdempotencyConflict()
     return stands.receipt._replace(status=Status.REPLAYED)
 
@@ -255,7 +268,7 @@ async def _insert(connection: Connection, rewards: list[Reward]) -> dict[str, _S
         reward, fingerprint = by_id[reward_id]
         status = Status.RECORDED if version is None else Status.CREDITED
         receipt = Receipt(status, reward_id, reward.user_id, reward.currency, version, posted_at)
-        standing[reward_id] = _Standing(fingerprint, receipt, is_new=True)
+        standing[reward_id] = _Standing(fingerprint, None, receipt)
     return standing
 
 
@@ -266,7 +279,7 @@ def _row(reward: Reward, fingerprint: bytes) -> tuple[object, ...]:
 
 
 _LOOK_UP = """
-SELECT asked.reward_id, rewards.fingerprint, rewards.user_id,
+SELECT asked.reward_id, rewards.fingerprint, rewards.believed_bytes_sha256, rewards.user_id,
        postings.currency, postings.version, coalesce(postings.posted_at, rewards.recorded_at),
        currencies.code IS NOT NULL AS is_currency_known,
        coalesce(scale(asked.amount) <= currencies.scale, false) AS is_amount_bookable
@@ -300,10 +313,11 @@ async def _look_up(
     )
     refused: dict[str, Refused] = {}
     for row in await cursor.fetchall():
-        reward_id, fingerprint, user_id, currency, version, posted_at, is_known, is_bookable = row
+        reward_id, fingerprint, text_sha256, user_id, currency, version, posted_at, *known = row
+        is_known, is_bookable = known
         if fingerprint is not None:
             receipt = Receipt(Status.REPLAYED, reward_id, user_id, currency, version, posted_at)
-            standing[reward_id] = _Standing(fingerprint, receipt, is_new=False)
+            standing[reward_id] = _Standing(fingerprint, text_sha256, receipt)
         elif not is_known:
             refused[reward_id] = UnknownCurrency()
         elif not is_bookable:

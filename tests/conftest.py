@@ -1,6 +1,7 @@
 """What every test stands on: one real Postgres, and a database of its own for each test."""
 
 import itertools
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,11 @@ import uvloop
 from ledger.database import Connection, Role, conninfo
 from ledger.embedded import EmbeddedPostgres
 from ledger.operations.migrate import migrate
+
+# What the caller's shell says of a ledger must not reach the tests.
+for _name in [name for name in os.environ if name.startswith(("INGRESS_", "LEDGER_", "PG"))]:
+    del os.environ[_name]
+os.environ.pop("DATABASE_URL", None)
 
 OWNER = "ledger_owner"
 SUPERUSER = "postgres"

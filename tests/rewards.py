@@ -34,4 +34,6 @@ def reward(reward_id: str = "reward-1", amount: str | None = "400", **told: Any)
         changed |= {"reward_amount": None, "currency": None}
     else:
         changed["reward_amount"] = Decimal(amount)
+    # Another fact comes in another text.
+    changed.setdefault("believed_bytes", repr(sorted(changed.items())).encode())
     return EXAMPLE._replace(**changed)

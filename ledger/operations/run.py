@@ -42,6 +42,8 @@ class Running(NamedTuple):
     """Host and port of the gRPC service."""
     made_up_token: Path | None
     """Where the development token is kept; ``None`` when one was given."""
+    data_directory: Path | None
+    """Where ``LEDGER_DATA`` says, so that the next commands must say it too; else ``None``."""
     database: str
     """Which Postgres, for a person; never its URL, which may hold a password."""
     children: tuple[processes.Child, ...]
@@ -68,22 +70,25 @@ def running(settings: Settings, environment: Mapping[str, str]) -> Iterator[Runn
         migrate(database.url())
         token, made_up = _token(settings.data_directory, environment)
         common = {**environment, "INGRESS_BIND": ingress, "LEDGER_BIND": settings.bind}
-        if token:
-            common["INGRESS_TOKEN"] = token
+        # The secrets of the door are the door's alone.
+        door = {**common, "INGRESS_TOKEN": token} if token else common
+        service = {name: common[name] for name in common if not name.startswith("INGRESS_")}
         children: list[processes.Child] = []
         stack.callback(lambda: processes.stop(children))
-        for name, role, bind in (
-            ("ingress", Role.WRITER, ingress),
-            ("serve", Role.READER, settings.bind),
+        for name, role, bind, told in (
+            ("ingress", Role.WRITER, ingress, door),
+            ("serve", Role.READER, settings.bind, service),
         ):
-            child = processes.start(name, [name], {**common, "DATABASE_URL": database.url(role)})
+            child = processes.start(name, [name], {**told, "DATABASE_URL": database.url(role)})
             children.append(child)
             _remember(settings.data_directory, children)
             _wait_until_ready(child, bind)
         where = "the one of DATABASE_URL"
         if database.embedded is not None:
             where = f"embedded, data in {database.embedded.data_directory}"
-        yield Running(ingress, settings.bind, made_up, where, tuple(children))
+        is_elsewhere = database.embedded is not None and environment.get("LEDGER_DATA")
+        elsewhere = settings.data_directory if is_elsewhere else None
+        yield Running(ingress, settings.bind, made_up, elsewhere, where, tuple(children))
 
 
 def wait(started: Running) -> processes.Child | None:
@@ -119,7 +124,7 @@ def _owner(lock: IO[str]) -> str:
 def _remember(directory: Path, children: list[processes.Child]) -> None:
     """Keep who our children are, for the run after one that is killed."""
     text = json.dumps([child.identity() for child in children])
-    (directory / "children.json").write_text(text)
+    _write(directory / "children.json", text)
 
 
 def _end_leftovers(directory: Path) -> None:
@@ -138,10 +143,20 @@ def _token(directory: Path, environment: Mapping[str, str]) -> tuple[str | None,
         return environment.get("INGRESS_TOKEN"), None
     path = directory / "development-token"
     if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(24))
+        _write(path, secrets.token_urlsafe(24))
     return path.read_text(), path
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file of its owner's alone, wholly or not at all, also when we are killed."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def _wait_until_ready(child: processes.Child, bind: str) -> None:

@@ -43,6 +43,9 @@ def welcome(started: Running) -> str:
 
     They hold a signature, never the token: that stays in its file or in the environment.
     """
+    # A command of another terminal does not know what this one was told.
+    given = f"LEDGER_DATA={shlex.quote(str(started.data_directory))} "
+    ledger = f"{given if started.data_directory else ''}.venv/bin/ledger"
     token = (
         f"made up, kept in {started.made_up_token}"
         if started.made_up_token
@@ -57,7 +60,7 @@ The ledger is up. Stop it with Ctrl-C.
   token      {token}
 """
     if started.made_up_token is None:
-        return text + "\nTry next: ledger totals; ledger verify\n"
+        return text + f"\nTry next: {ledger} totals; {ledger} verify\n"
     body = compact(REWARD)
     signature = sign(body, started.made_up_token.read_text())
     return (
@@ -69,8 +72,8 @@ Post the documented example, then ask for the balance, from another terminal:
     -H 'Content-Type: application/json' -H 'X-CG-SIGNATURE: {signature}' \\
     -d {shlex.quote(body.decode())}
 
-  .venv/bin/ledger balance testuser1
-  .venv/bin/ledger history testuser1
-  .venv/bin/ledger verify
+  {ledger} balance testuser1
+  {ledger} history testuser1
+  {ledger} verify
 """
     )

@@ -90,6 +90,25 @@ def test_a_discarded_body_that_comes_again_stays_discarded_and_is_counted(
     assert database.rows("SELECT state, seen FROM quarantine") == [("discarded", 2)]
 
 
+def test_what_was_dealt_with_keeps_its_reason_and_what_is_open_tells_the_newest(
+    database: Database, run: Run
+) -> None:
+    first = Unposted(BODY, "NotAReward", detail="userId is missing")
+    later = Unposted(BODY, "IdempotencyConflict", reward_id="reward-1")
+    told = "SELECT reason, detail, reward_id, seen FROM quarantine"
+    keep_all(database, run, first)
+    keep_all(database, run, later)
+    assert database.rows(told) == [("IdempotencyConflict", None, "reward-1", 2)]
+
+    async def main() -> None:
+        async with database.connected() as connection:
+            assert await close(connection, 1, "discarded", "Ada", "a test")
+
+    run(main())
+    keep_all(database, run, first)
+    assert database.rows(told) == [("IdempotencyConflict", None, "reward-1", 3)]
+
+
 def test_a_conflict_shows_both_bodies_and_what_differs(database: Database, run: Run) -> None:
     credited = b'{"rewardId":"r1","rewardAmount":15,"details":{"currency":"USD"}}'
     other = b'{"rewardId":"r1","rewardAmount":15.0,"details":{"currency":"EUR"},"code":"X"}'

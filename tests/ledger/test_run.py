@@ -175,6 +175,26 @@ def test_the_made_up_token_is_kept_and_readable_by_its_owner_only(place: Place) 
     end(process)
 
 
+def test_a_token_that_was_not_written_to_its_end_is_not_used(place: Place) -> None:
+    """As if the first run had been killed while it wrote."""
+    (place.directory / "development-token.unfinished").write_text("hal")
+    (place.directory / "children.json.unfinished").write_text("[{")
+    end(place.start())
+    assert len((place.directory / "development-token").read_text()) >= 32
+
+
+def test_the_secrets_of_the_door_are_the_doors_alone(place: Place) -> None:
+    process = place.start(INGRESS_TOKEN="given")
+    found = {
+        "serve" in member.cmdline(): member.environ()
+        for member in psutil.Process(process.pid).children(recursive=True)
+        if {"serve", "ingress"} & set(member.cmdline()) or "gunicorn" in str(member.cmdline())
+    }
+    assert found[False]["INGRESS_TOKEN"] == "given"
+    assert not [name for name in found[True] if name.startswith("INGRESS_")]
+    end(process)
+
+
 def test_a_given_token_is_used_and_none_is_made_up(place: Place) -> None:
     process = place.start(INGRESS_TOKEN="given")
     assert place.post("given")["status"] == "credited"

@@ -32,6 +32,7 @@ from tests.serving import Refusal, connected, free_port, refusal, serving
 
 SERVICE = "ledger.v1.LedgerService"
 GET_BALANCE = f"/{SERVICE}/GetBalance"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 REQUEST = pb.GetBalanceRequest(user_id="user-1", currency="USD")
 NOT_A_MESSAGE = Refusal("INVALID_ARGUMENT", "NOT_A_MESSAGE", "")
 TOO_LATE = Refusal("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", can_be_retried=True)
@@ -613,5 +614,35 @@ def test_a_call_whose_message_is_still_to_come_is_let_finish(database: Database,
             answer = pb.GetBalanceResponse.FromString(await held)
             assert answer.balance.amount.value == "0"
             await server
+
+    run(main())
+
+
+def test_open_streams_do_not_hold_up_the_end(
+    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were they waited for, the end would come only after the longest drain: ten minutes here."""
+    monkeypatch.setattr("ledger.server.DRAIN_SECONDS_MAX", 600)
+
+    async def main() -> None:
+        port = free_port()
+        stop = asyncio.Event()
+        server = asyncio.create_task(
+            serve_until(stop, database.url("ledger_reader"), f"127.0.0.1:{port}")
+        )
+        async with connected(port) as channel, asyncio.timeout(60):
+            await becomes(channel, Health.SERVING)
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == Health.SERVING
+            asked = channel.stream_stream(REFLECTION)()
+            question = reflection_pb2.ServerReflectionRequest(list_services="")
+            await asked.write(question.SerializeToString())
+            assert await asked.read()
+            stop.set()
+            await server
+            for stream in (watch, asked):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await read_to_the_end(stream)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
     run(main())

@@ -218,7 +218,7 @@ def test_the_same_key_with_other_money_is_a_conflict(
         told = reward(amount=amount)
         if amount is None and field == "currency":
             told = told._replace(reward_amount=Decimal(400))
-        other = told._replace(**{field: value})
+        other = told._replace(**{field: value, "believed_bytes": b"another text"})
         first, beside = await post_all(database, told, other)
         (later,) = await post_all(database, other)
         (again,) = await post_all(database, told)
@@ -229,6 +229,23 @@ def test_the_same_key_with_other_money_is_a_conflict(
 
     run(main())
     assert len(database.rows("SELECT reward_id FROM rewards")) == 1
+
+
+def test_the_same_text_is_a_replay_even_when_it_is_read_otherwise_now(
+    database: Database, run: Run
+) -> None:
+    """As after another default currency was set: what was posted stays as it was posted."""
+
+    async def main() -> None:
+        text = b'{"rewardId":"reward-1"}'
+        (first,) = await post_all(database, reward(currency="POINTS", believed_bytes=text))
+        (again,) = await post_all(database, reward(currency="COINS", believed_bytes=text))
+        assert again == first._replace(status=Status.REPLAYED)
+        (other,) = await post_all(database, reward(currency="COINS", believed_bytes=text + b" "))
+        assert isinstance(other, IdempotencyConflict)
+        assert await findings(database) == []
+
+    run(main())
 
 
 @pytest.mark.parametrize(
