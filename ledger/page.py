@@ -1,25 +1,23 @@
 """Where a page of history ended: an opaque token that fits its own filter only."""
 
-import base64
-import hashlib
 import struct
 
 from ledger.errors import InvalidArgument
 from ledger.reading import RewardFilter
+from ledger.seal import BrokenSeal, Seal
 
 FIRST = 2**63 - 1
 """Below which number the first page starts."""
 
-_TOKEN = struct.Struct(">q16s")
+_NUMBER = struct.Struct(">q")
 
 
-def token(number: int, chosen: RewardFilter) -> str:
+def token(seal: Seal, number: int, chosen: RewardFilter) -> str:
     """The token of the page that follows reward ``number`` in the history ``chosen``."""
-    packed = _TOKEN.pack(number, _digest(number, chosen))
-    return base64.urlsafe_b64encode(packed).decode()
+    return seal.close(_purpose(chosen), _NUMBER.pack(number))
 
 
-def start(page_token: str, chosen: RewardFilter) -> int:
+def start(seal: Seal, page_token: str, chosen: RewardFilter) -> int:
     """Below which number the page starts; raises ``InvalidArgument`` for a token of another filter.
 
     The empty token asks for the first page.
@@ -27,13 +25,11 @@ def start(page_token: str, chosen: RewardFilter) -> int:
     if not page_token:
         return FIRST
     try:
-        number, _ = _TOKEN.unpack(base64.urlsafe_b64decode(page_token))
-    except (ValueError, struct.error):
-        raise InvalidArgument("page_token", "is not one of ours") from None
-    if page_token != token(number, chosen):
-        raise InvalidArgument("page_token", "is not one of ours for this filter")
+        (number,) = _NUMBER.unpack(seal.open(_purpose(chosen), page_token))
+    except (BrokenSeal, struct.error):
+        raise InvalidArgument("page_token", "is not one of ours for this filter") from None
     return int(number)
 
 
-def _digest(number: int, chosen: RewardFilter) -> bytes:
-    return hashlib.sha256(repr((number, *chosen)).encode()).digest()[:16]
+def _purpose(chosen: RewardFilter) -> bytes:
+    return f"page {chosen!r}".encode()

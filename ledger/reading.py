@@ -13,6 +13,7 @@ from ledger.coalescing import Coalescer
 from ledger.database import Connection, Pool, array
 from ledger.errors import DatabaseUnavailable, RewardNotFound
 from ledger.money import Currency, plain
+from ledger.seal import Seal
 
 BATCH_SIZE_MAX = 500
 QUIET_TURNS = 8
@@ -112,6 +113,7 @@ class Reader:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._seal: Seal | None = None
         self._balances = Coalescer(
             self._get_balances,
             batch_size_max=BATCH_SIZE_MAX,
@@ -160,6 +162,12 @@ class Reader:
     async def currency_totals(self, as_of: datetime | None) -> list[CurrencyTotals]:
         """The trial balance of every currency that was posted in, by currency."""
         return await self._ask(list_currency_totals, as_of)
+
+    async def seal(self) -> Seal:
+        """What tokens of these books are sealed with; asked for once."""
+        if self._seal is None:
+            self._seal = Seal(await self._ask(get_sealing_key))
+        return self._seal
 
     async def _ask(
         self,
@@ -363,6 +371,19 @@ async def list_currency_totals(
         CurrencyTotals(currency, plain(debits), plain(credits_), plain(difference), rewards, users)
         for currency, debits, credits_, difference, rewards, users in await cursor.fetchall()
     ]
+
+
+_GET_SEALING_KEY = """
+SELECT key FROM sealing_keys
+"""
+
+
+async def get_sealing_key(connection: Connection) -> bytes:
+    """The key of the books' tokens."""
+    row = await (await connection.execute(_GET_SEALING_KEY)).fetchone()
+    if row is None:
+        raise AssertionError
+    return bytes(row[0])
 
 
 _LIST_CURRENCIES = """

@@ -118,7 +118,9 @@ class LedgerService:
         if request.page_size < 0:
             raise InvalidArgument("page_size", "is negative")
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
-        found = await self._reader.rewards(chosen, page.start(request.page_token, chosen), size + 1)
+        seal = await self._reader.seal()
+        before = page.start(seal, request.page_token, chosen)
+        found = await self._reader.rewards(chosen, before, size + 1)
         response = pb.ListRewardsResponse()
         size_bytes = 0
         for reward in found[:size]:
@@ -128,7 +130,8 @@ class LedgerService:
                 break
             response.rewards.append(reply)
         if len(response.rewards) < len(found):
-            response.next_page_token = page.token(found[len(response.rewards) - 1].number, chosen)
+            last = found[len(response.rewards) - 1]
+            response.next_page_token = page.token(seal, last.number, chosen)
         return response
 
     async def get_reward(self, request: pb.GetRewardRequest) -> pb.GetRewardResponse:

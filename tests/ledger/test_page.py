@@ -7,24 +7,26 @@ import pytest
 from ledger import page
 from ledger.errors import InvalidArgument
 from ledger.reading import RewardFilter
+from ledger.seal import BrokenSeal, Seal
 
 AT = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
+SEAL = Seal(bytes(range(32)))
 CHOSEN = RewardFilter("user-1", "USD", "campaign-1", "scratchcard", AT, AT)
 
 
 def refused(page_token: str, chosen: RewardFilter = CHOSEN) -> bool:
     with pytest.raises(InvalidArgument) as caught:
-        page.start(page_token, chosen)
+        page.start(SEAL, page_token, chosen)
     return caught.value.field == "page_token"
 
 
 @pytest.mark.parametrize("number", [1, 2**40, 2**63 - 1])
 def test_a_page_starts_where_its_token_was_made(number: int) -> None:
-    assert page.start(page.token(number, CHOSEN), CHOSEN) == number
+    assert page.start(SEAL, page.token(SEAL, number, CHOSEN), CHOSEN) == number
 
 
 def test_the_first_page_starts_above_every_number() -> None:
-    assert page.start("", CHOSEN) == 2**63 - 1
+    assert page.start(SEAL, "", CHOSEN) == 2**63 - 1
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_the_first_page_starts_above_every_number() -> None:
     ],
 )
 def test_a_token_of_another_filter_is_refused(other: RewardFilter) -> None:
-    assert refused(page.token(7, CHOSEN), other)
+    assert refused(page.token(SEAL, 7, CHOSEN), other)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_what_is_no_token_is_refused(page_token: str) -> None:
 
 
 def test_a_token_with_any_character_changed_is_refused() -> None:
-    page_token = page.token(7, CHOSEN)
+    page_token = page.token(SEAL, 7, CHOSEN)
     for place, character in enumerate(page_token):
         other = "B" if character == "A" else "A"
         assert refused(page_token[:place] + other + page_token[place + 1 :])
@@ -61,11 +63,24 @@ def test_a_token_with_any_character_changed_is_refused() -> None:
 
 @pytest.mark.parametrize("added", ["!", " ", "\n", "ä", "A", "="])
 def test_a_token_with_a_character_added_is_refused(added: str) -> None:
-    page_token = page.token(7, CHOSEN)
+    page_token = page.token(SEAL, 7, CHOSEN)
     for place in range(len(page_token) + 1):
         assert refused(page_token[:place] + added + page_token[place:])
 
 
 def test_a_token_is_safe_in_an_address() -> None:
     for number in range(200):
-        assert page.token(number, CHOSEN).replace("-", "").replace("_", "").isalnum()
+        assert page.token(SEAL, number, CHOSEN).replace("-", "").replace("_", "").isalnum()
+
+
+def test_a_token_of_other_books_is_refused() -> None:
+    assert refused(page.token(Seal(bytes(32)), 7, CHOSEN))
+
+
+@pytest.mark.parametrize("payload", [b"", b"\0", b"reward-1" * 10])
+def test_what_is_sealed_opens_for_its_purpose_only(payload: bytes) -> None:
+    token = SEAL.close(b"a page", payload)
+    assert SEAL.open(b"a page", token) == payload
+    for purpose in (b"", b"a pag", b"a page\0", b"a page" + payload[:1] + b"x"):
+        with pytest.raises(BrokenSeal):
+            SEAL.open(purpose, token)
