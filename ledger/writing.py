@@ -169,14 +169,15 @@ def _judge(
 # `accepted` is the gate. Keys are inserted, and so locked, in their order: overlapping batches
 # cannot wait for each other in a ring. `held` follows, once for each account and batch, in key
 # order again; the time is taken when the row is locked, so that along an account it never runs
-# backwards. Not over 4096 characters: psycopg parses a longer one anew each time.
+# backwards. The periods' totals are locked last, and so for the shortest time: every batch needs
+# the same ones.
 _POST = """
 WITH batch AS MATERIALIZED (
     SELECT
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
         told.code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
         webhook_type, believed_bytes, fingerprint, debit_account, credit_account,
-        currencies.scale AS currency_scale
+        currencies.scale AS decimals
     FROM unnest(
         %(reward_id)s::text[], %(user_id)s::text[], %(campaign_id)s::text[], %(type)s::text[],
         %(reward_type)s::text[], %(reward_name)s::text[], %(reward_amount)s::numeric[],
@@ -205,14 +206,14 @@ accepted AS (
         code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
         webhook_type, believed_bytes, fingerprint
     FROM batch
-    WHERE currency IS NULL OR scale(reward_amount) <= currency_scale
+    WHERE currency IS NULL OR scale(reward_amount) <= decimals
     ORDER BY reward_id COLLATE "C"
     ON CONFLICT (reward_id) DO NOTHING
     RETURNING reward_id, recorded_at
 ),
-booked AS MATERIALIZED (
+booked AS (
     SELECT batch.reward_id, user_id, currency, debit_account, credit_account,
-           round(reward_amount, currency_scale) AS amount
+           round(reward_amount, decimals) AS amount
     FROM accepted JOIN batch ON batch.reward_id = accepted.reward_id
     WHERE currency IS NOT NULL
 ),
@@ -248,11 +249,26 @@ posted AS (
     WINDOW
         whole AS (PARTITION BY user_id, booked.currency),
         so_far AS (PARTITION BY user_id, booked.currency ORDER BY reward_id)
-    RETURNING reward_id, version, posted_at
+    RETURNING reward_id, currency, version, amount, posted_at
+),
+totalled AS (
+    INSERT INTO period_totals AS kept (currency, period, starts_at, amount, postings, users)
+    SELECT
+        currency, period, date_trunc(period, posted_at, 'UTC'), sum(amount), count(*),
+        count(*) FILTER (WHERE version = 1)
+    FROM posted CROSS JOIN unnest(ARRAY['day', 'minute']) AS period
+    GROUP BY 1, 2, 3
+    ORDER BY 2, 3, 1
+    ON CONFLICT (period, starts_at, currency) DO UPDATE SET
+        amount = kept.amount + excluded.amount,
+        postings = kept.postings + excluded.postings,
+        users = kept.users + excluded.users
 )
 SELECT accepted.reward_id, posted.version, coalesce(posted.posted_at, accepted.recorded_at)
 FROM accepted LEFT JOIN posted ON posted.reward_id = accepted.reward_id
 """
+# Not over 4096 characters: psycopg parses a longer text anew each time.
+_POST = " ".join(_POST.split())
 
 _COLUMNS = (*Reward._fields, "fingerprint", "debit_account", "credit_account")
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -89,3 +90,11 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 def run() -> Run:
     """Runs a coroutine on uvloop, as the services do."""
     return uvloop.run
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers that can be had again: pytest shows the seed when the test fails."""
+    seed = int(os.environ.get("SEED") or random.SystemRandom().getrandbits(32))
+    print(f"SEED={seed}")
+    return random.Random(seed)

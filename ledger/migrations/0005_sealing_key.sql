@@ -10,6 +10,8 @@ CREATE TABLE sealing_keys (
 );
 COMMENT ON TABLE sealing_keys IS
     'One row: what tokens are sealed with. A new key ends every token that is on its way.';
+COMMENT ON CONSTRAINT sealing_key_is_the_only_one ON sealing_keys IS
+    'Also the index that answers: is there a key already?';
 
 -- Two of them hold 244 random bits, from the strongest source that the core of Postgres has.
 INSERT INTO sealing_keys (key)

@@ -161,6 +161,28 @@ FULL JOIN (
 WHERE (derived.amount, derived.amount) IS DISTINCT FROM (held.debits, held.credits)
 """
 
+_PERIODS = """
+SELECT
+    concat_ws(
+        ' ', coalesce(derived.currency, held.currency), coalesce(derived.period, held.period),
+        coalesce(derived.starts_at, held.starts_at)
+    ),
+    derived.amount || ' in ' || derived.postings || ' of ' || derived.users,
+    held.amount || ' in ' || held.postings || ' of ' || held.users
+FROM (
+    SELECT currency, period, date_trunc(period, posted_at, 'UTC') AS starts_at,
+           sum(amount) AS amount, count(*) AS postings,
+           count(*) FILTER (WHERE version = 1) AS users
+    FROM postings CROSS JOIN (VALUES ('day'), ('minute')) AS periods (period)
+    GROUP BY currency, period, date_trunc(period, posted_at, 'UTC')
+) AS derived
+FULL JOIN period_totals AS held
+    ON held.currency = derived.currency AND held.period = derived.period
+    AND held.starts_at = derived.starts_at
+WHERE (derived.amount, derived.postings, derived.users)
+    IS DISTINCT FROM (held.amount, held.postings, held.users)
+"""
+
 _RULES = {
     "a balance is the sum of its entries": _BALANCES,
     "a user's balance has the time of its last posting": _BALANCE_TIMES,
@@ -172,4 +194,5 @@ _RULES = {
     "the fingerprint is of what was told": _FINGERPRINTS,
     "the digest is of the believed bytes": _DIGESTS,
     "debits and credits of a currency are the sum of its postings": _TOTALS,
+    "a period's totals are the sum of its postings": _PERIODS,
 }

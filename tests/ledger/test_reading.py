@@ -1,8 +1,9 @@
 """Reading: one statement for each question, by the index that was made for it."""
 
+import random
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -12,9 +13,11 @@ from psycopg_pool import PoolTimeout
 from ledger import reading
 from ledger.database import Connection, Pool, Role
 from ledger.errors import DatabaseUnavailable, RewardNotFound
+from ledger.money import plain
+from ledger.operations.migrate import MIGRATIONS
 from ledger.reading import Balance, BalanceKey, PastBalanceKey, Reader, RewardFilter
 from ledger.writing import post
-from tests.conftest import Database, Run
+from tests.conftest import SUPERUSER, Database, Run
 from tests.rewards import reward
 
 AT = datetime(9999, 1, 1, tzinfo=UTC)
@@ -109,6 +112,73 @@ def test_totals_of_now_are_not_summed_from_the_postings(database: Database, run:
         assert totals == ("USD", "2", "2", "0", 1, 1)
 
     run(main())
+
+
+SHIFT = """
+SET session_replication_role = replica;
+UPDATE postings SET posted_at = date_trunc('day', posted_at) + CASE abs(hashtext(reward_id)) % 5
+    -- Some on the very edge of a day or a minute, the others anywhere in three days.
+    WHEN 0 THEN interval '0' WHEN 1 THEN interval '1 day' WHEN 2 THEN interval '12:34:00'
+    ELSE interval '1 s' * (abs(hashtext(reward_id || 'x')) % 259200 + 0.5) END;
+DELETE FROM period_totals;
+"""
+ENTRIES_TOTALS = """
+SELECT currency, sum(amount) FILTER (WHERE side = 'debit'),
+       sum(amount) FILTER (WHERE side = 'credit'), count(*) FILTER (WHERE side = 'credit'),
+       count(*) FILTER (WHERE side = 'credit' AND version = 1)
+FROM entries WHERE posted_at <= %s GROUP BY currency ORDER BY currency
+"""
+
+
+def test_totals_as_of_any_time_are_the_sums_of_the_entries(
+    database: Database, run: Run, chance: random.Random
+) -> None:
+    """The migration that fills the periods from the postings is what fills them here."""
+    migration = (MIGRATIONS / "0006_period_totals.sql").read_text()
+    (fill,) = re.findall(r"^INSERT INTO period_totals.*?;", migration, re.DOTALL | re.MULTILINE)
+
+    async def main() -> None:
+        rewards = [
+            reward(
+                f"r-{i}", f"{i}.25", user_id=f"u-{i % 7}", currency=chance.choice(["USD", "EUR"])
+            )
+            for i in range(1, 300)
+        ]
+        async with database.connected() as connection:
+            await post(connection, rewards)
+        with psycopg.connect(database.url(SUPERUSER), autocommit=True) as superuser:
+            superuser.execute(SHIFT)
+            superuser.execute(fill)
+            times = [at for (at,) in superuser.execute("SELECT DISTINCT posted_at FROM postings")]
+            async with database.connected(Role.READER) as connection:
+                for at in times:
+                    nearby = at + chance.choice([-1, 0, 1]) * timedelta(microseconds=1)
+                    as_of = chance.choice([at, nearby, at.replace(second=0, microsecond=0)])
+                    rows = superuser.execute(ENTRIES_TOTALS, [as_of])
+                    assert await reading.list_currency_totals(connection, as_of) == [
+                        (currency, plain(str(debits)), plain(str(credits_)), "0", count, users)
+                        for currency, debits, credits_, count, users in rows
+                    ]
+
+    run(main())
+
+
+def test_totals_as_of_a_time_are_not_summed_from_all_postings(database: Database, run: Run) -> None:
+    async def main() -> Any:
+        async with database.connected() as connection:
+            await post(connection, [reward(f"r-{i}", "1") for i in range(2000)])
+        database.rows("ANALYZE")
+        async with database.connected(Role.READER) as connection:
+            return await plan_of(connection, reading._LIST_PAST_CURRENCY_TOTALS, {"as_of": AT})
+
+    found = list(nodes(run(main())))
+    assert "Seq Scan" not in {node["Node Type"] for node in found}
+    names = [node["Index Name"] for node in found if "Index Name" in node]
+    assert sorted(names) == [
+        "period_is_totalled_once",
+        "period_is_totalled_once",
+        "postings_by_time",
+    ]
 
 
 def test_no_keys_are_no_balances(database: Database, run: Run) -> None:

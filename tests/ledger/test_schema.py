@@ -49,6 +49,15 @@ ROWS = {
         "version": "1",
         "posted_at": "clock_timestamp()",
     },
+    "period_totals": {
+        "currency": "'USD'",
+        "period": "'day'",
+        "starts_at": "'2026-01-01 00:00Z'",
+        "amount": "3",
+        "postings": "2",
+        "users": "1",
+    },
+    "sealing_keys": {"key": "sha256('')", "is_only": "true"},
 }
 """A row of each table that is accepted as it stands."""
 
@@ -164,6 +173,38 @@ ROW_REFUSALS = [
         Refusal(insert("balances", version=version), CHECK, "balance_version_is_positive")
         for version in ("0", "-1")
     ),
+    Refusal(
+        f"{insert('period_totals')}; {insert('period_totals', amount='9')}",
+        UNIQUE,
+        "period_is_totalled_once",
+    ),
+    *(
+        Refusal(insert("period_totals", period=period), CHECK, "period_is_a_day_or_a_minute")
+        for period in ("'hour'", "'Day'")
+    ),
+    *(
+        Refusal(insert("period_totals", **told), CHECK, "period_start_is_its_first_moment")
+        for told in (
+            {"starts_at": "'2026-01-01 00:01Z'"},
+            {"period": "'minute'", "starts_at": "'2026-01-01 00:01:01Z'"},
+            {"starts_at": "'2026-01-01 00:00+05:30'"},
+        )
+    ),
+    *(
+        Refusal(insert("period_totals", amount=amount), CHECK, "period_amount_is_positive")
+        for amount in ("0", "-1", "'NaN'", "'Infinity'")
+    ),
+    Refusal(insert("period_totals", postings="0", users="0"), CHECK, "period_has_postings"),
+    *(
+        Refusal(insert("period_totals", users=users), CHECK, "period_users_are_counted_once")
+        for users in ("-1", "3")
+    ),
+]
+
+OWNERS_REFUSALS = [
+    Refusal(insert("sealing_keys"), UNIQUE, "sealing_key_is_the_only_one"),
+    Refusal(insert("sealing_keys", is_only="false"), CHECK, "sealing_key_is_the_only_row"),
+    Refusal("UPDATE sealing_keys SET key = 'short'", CHECK, "sealing_key_is_long_enough"),
 ]
 
 CHANGES = [
@@ -180,6 +221,8 @@ CHANGES = [
     "TRUNCATE rewards, postings",
     "DELETE FROM balances",
     "TRUNCATE balances",
+    "DELETE FROM period_totals",
+    "TRUNCATE period_totals",
     "UPDATE currencies SET scale = 3",
     "DELETE FROM currencies",
     "DELETE FROM currencies WHERE code = 'XOF'",
@@ -212,6 +255,11 @@ POWERS = [
     insert("currencies"),
     "UPDATE balances SET account = 'user:user-9'",
     "UPDATE balances SET currency = 'EUR'",
+    "UPDATE period_totals SET currency = 'EUR'",
+    "UPDATE period_totals SET starts_at = starts_at - interval '1 day'",
+    insert("sealing_keys"),
+    "UPDATE sealing_keys SET key = key",
+    "DELETE FROM sealing_keys",
 ]
 """What a service's role has no use for."""
 
@@ -244,7 +292,7 @@ def refusal(books: Database, role: str, statement: str) -> tuple[str | None, str
 
 
 @pytest.mark.parametrize("role", [WRITER, OWNER])
-@pytest.mark.parametrize("table", ["rewards", "postings", "balances"])
+@pytest.mark.parametrize("table", ["rewards", "postings", "balances", "period_totals"])
 def test_the_row_that_the_refusals_change_is_accepted(
     books: Database, role: str, table: str
 ) -> None:
@@ -261,8 +309,8 @@ def test_a_row_that_breaks_a_rule_is_refused(books: Database, role: str, broken:
     assert refusal(books, role, broken.statement) == (broken.sqlstate, broken.constraint)
 
 
-@pytest.mark.parametrize("broken", CURRENCY_REFUSALS)
-def test_a_currency_that_breaks_a_rule_is_refused(books: Database, broken: Refusal) -> None:
+@pytest.mark.parametrize("broken", [*CURRENCY_REFUSALS, *OWNERS_REFUSALS])
+def test_an_owners_row_that_breaks_a_rule_is_refused(books: Database, broken: Refusal) -> None:
     assert refusal(books, OWNER, broken.statement) == (broken.sqlstate, broken.constraint)
 
 
@@ -282,8 +330,11 @@ def test_a_row_says_everything_that_is_needed(books: Database, table: str, colum
 
 def test_every_rule_of_the_database_is_broken_here() -> None:
     """A rule that is taken away fails above; one that is added must be broken above."""
-    broken = {refusal.constraint for refusal in (*CURRENCY_REFUSALS, *ROW_REFUSALS)}
-    text = (MIGRATIONS / "0001_books.sql").read_text()
+    broken = {
+        refusal.constraint for refusal in (*CURRENCY_REFUSALS, *ROW_REFUSALS, *OWNERS_REFUSALS)
+    }
+    names = ("0001_books.sql", "0005_sealing_key.sql", "0006_period_totals.sql")
+    text = "".join((MIGRATIONS / name).read_text() for name in names)
     assert broken == set(re.findall(r"CONSTRAINT (\w+)\s+(?:CHECK|UNIQUE|PRIMARY|FOREIGN)", text))
 
 
@@ -311,7 +362,11 @@ def test_the_reader_writes_nothing(books: Database, statement: str) -> None:
     assert refusal(books, READER, statement)[0] == NOT_ALLOWED
 
 
-RELATIONS = ("currencies", "rewards", "postings", "balances", "entries")
+RELATIONS = (
+    *("currencies", "rewards", "postings", "balances", "entries"),
+    *("period_totals", "sealing_keys"),
+)
+READERS_ONLY = {"entries", "sealing_keys"}
 BOOKS = "{" + ",".join(RELATIONS) + "}"
 
 
@@ -330,8 +385,12 @@ def test_a_service_has_no_right_to_the_books_that_is_not_listed_here(books: Data
     """)
     assert sorted(rights) == sorted(
         [(READER, relation, "SELECT") for relation in RELATIONS]
-        + [(WRITER, relation, "SELECT") for relation in RELATIONS if relation != "entries"]
-        + [(WRITER, table, "INSERT") for table in ("rewards", "postings", "balances")]
+        + [(WRITER, relation, "SELECT") for relation in RELATIONS if relation not in READERS_ONLY]
+        + [
+            (WRITER, table, "INSERT")
+            for table in ("rewards", "postings", "balances", "period_totals")
+        ]
+        + [(WRITER, f"period_totals.{c}", "UPDATE") for c in ("amount", "postings", "users")]
         + [
             (WRITER, f"balances.{column}", "UPDATE")
             for column in ("debits", "credits", "version", "posted_at")
@@ -394,7 +453,7 @@ def test_every_table_view_and_index_says_what_it_is_for(books: Database) -> None
         LEFT JOIN pg_constraint ON conindid = pg_class.oid AND contype IN ('p', 'u', 'x')
         WHERE coalesce(indrelid, pg_class.oid) = ANY('{BOOKS}'::regclass[])
     """)
-    assert len(described) == 4 + 1 + 7
+    assert len(described) == 6 + 1 + 10
     for name, kind, comment in described:
         assert comment, f"{name} has no comment"
         # An index stands for a question that is asked of it.
@@ -418,6 +477,6 @@ def test_every_text_of_a_key_is_compared_byte_by_byte(books: Database) -> None:
     """Otherwise an index depends on the version of the system's collations."""
     assert books.rows("""
         SELECT table_name, column_name FROM information_schema.columns
-        WHERE table_name IN ('currencies', 'rewards', 'postings', 'balances')
+        WHERE table_name IN ('currencies', 'rewards', 'postings', 'balances', 'period_totals')
           AND data_type = 'text' AND collation_name IS DISTINCT FROM 'C'
     """) == [("currencies", "name")]

@@ -68,17 +68,20 @@ CORRUPTIONS = {
         "each balance after is the one before and its posting",
         "what was told is what was posted",
         "debits and credits of a currency are the sum of its postings",
+        "a period's totals are the sum of its postings",
     },
     "UPDATE postings SET balance_after = balance_after + 1 WHERE reward_id = 'r3'": {
         "each balance after is the one before and its posting"
     },
     "UPDATE postings SET version = 77 WHERE reward_id = 'r5'": {"versions count without a gap"},
     "UPDATE postings SET posted_at = posted_at - interval '1 h' WHERE reward_id = 'r2'": {
-        "time does not run backwards along versions"
+        "time does not run backwards along versions",
+        "a period's totals are the sum of its postings",
     },
     "UPDATE postings SET posted_at = posted_at + interval '1 h' WHERE reward_id = 'r2'": {
         "time does not run backwards along versions",
         "a user's balance has the time of its last posting",
+        "a period's totals are the sum of its postings",
     },
     "UPDATE postings SET debit_account = 'campaign:other' WHERE reward_id = 'r6'": {
         "a balance is the sum of its entries",
@@ -112,6 +115,18 @@ CORRUPTIONS = {
     },
     "UPDATE rewards SET fingerprint = sha256('') WHERE reward_id = 'r8'": {
         "the fingerprint is of what was told"
+    },
+    "UPDATE period_totals SET amount = amount + 1 WHERE period = 'day'": {
+        "a period's totals are the sum of its postings"
+    },
+    "UPDATE period_totals SET postings = postings + 1 WHERE period = 'minute'": {
+        "a period's totals are the sum of its postings"
+    },
+    "UPDATE period_totals SET users = 0 WHERE period = 'day'": {
+        "a period's totals are the sum of its postings"
+    },
+    "DELETE FROM period_totals WHERE period = 'minute'": {
+        "a period's totals are the sum of its postings"
     },
     "DELETE FROM rewards WHERE reward_id = 'r6'": {"what was told is what was posted"},
 }
