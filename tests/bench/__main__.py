@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,12 +14,17 @@ import psutil
 
 from ledger.embedded import EmbeddedPostgres
 from ledger.operations.migrate import migrate
-from tests.bench import load
+from tests.bench import load, outage
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 SECONDS = int(os.environ.get("BENCH_SECONDS", "4"))
 CONNECTIONS = (1, 16, 64, 256)
 REWARDS_A_SECOND_MAX = 16_000
+
+DUPLICATED = 1000
+"""How many rewards a storm of duplicates sends again and again."""
+UNSEEN = {"INGRESS_METRICS_BIND": "", "INGRESS_LOG": "off"}
+SEEN = {"INGRESS_METRICS_BIND": "127.0.0.1:0", "INGRESS_LOG": "json"}
 
 FACTORIES = {
     "door alone": "tests.bench.apps:door_alone()",
@@ -42,6 +47,8 @@ def main() -> None:
                 print("wrk is missing: rewards per second are not measured (apt install wrk)")
             else:
                 measure_posting(tools.wrk, postgres, directory, seed)
+                measure_promises(tools.wrk, postgres, directory, seed + 1000)
+                measure_outages(directory, seed + 2000)
             if tools.h2load is None:
                 print("h2load is missing: calls are not measured (apt install nghttp2-client)")
             else:
@@ -85,6 +92,58 @@ def measure_posting(wrk: str, postgres: EmbeddedPostgres, directory: Path, seed:
         )
 
 
+def measure_promises(wrk: str, postgres: EmbeddedPostgres, directory: Path, seed: int) -> None:
+    """What it costs to be seen, and what becomes of a storm of duplicates."""
+    rewards = directory / "rewards"
+    results: dict[str, list[load.Result]] = {}
+    for _ in range(ROUNDS):
+        for name in ("unseen", "seen", "duplicates"):
+            seed += 1
+            count = DUPLICATED if name == "duplicates" else SECONDS * REWARDS_A_SECOND_MAX
+            load.write_rewards(rewards, count, seed)
+            told = UNSEEN if name != "seen" else SEEN
+            with ingress(FACTORIES["ledger"], postgres, told) as (port, process):
+                meter = load.Meter([process], postmaster(postgres))
+                result = load.post_load(wrk, port, 64, SECONDS, rewards, meter)
+            results.setdefault(name, []).append(result)
+    print("\n64 connections, one worker (CPU in µs a reward)")
+    print(f"{'':<24}{'a second':>9}{'p99 ms':>8}{'ingress':>9}{'Postgres':>9}{'failed':>7}  ratio")
+    base = median(results["unseen"])
+    for name, words in (
+        ("unseen", "no metrics, no log"),
+        ("seen", "metrics and log lines"),
+        ("duplicates", "duplicates only"),
+    ):
+        row = median(results[name])
+        print(
+            f"{words:<24}{row.per_second:>9.0f}{row.p99_milliseconds:>8.2f}"
+            f"{row.server_microseconds:>9.0f}{row.postgres_microseconds:>9.0f}{row.failed:>7}"
+            f"{row.per_second / base.per_second:>7.2f}"
+        )
+
+
+def measure_outages(directory: Path, seed: int) -> None:
+    """What senders wait while Postgres is away for some seconds, with a spool and without."""
+    print(f"\n{outage.SENDERS} senders, Postgres away for {outage.AWAY_SECONDS:.0f} s (ms)")
+    print(
+        f"{'':<14}{'p50 before':>11}{'p50 away':>10}{'longest':>9}{'p50 after':>10}"
+        "  credited again after  answer while away"
+    )
+    for name in ("with a spool", "without"):
+        place = directory / name.replace(" ", "-")
+        postgres = outage.books_of_its_own(place)
+        try:
+            told = UNSEEN | ({"INGRESS_SPOOL": str(place / "spool")} if "with " in name else {})
+            with ingress(FACTORIES["ledger"], postgres, told) as (port, _):
+                seen = outage.observe(postgres, port, outage.rewards_for(place, seed))
+        finally:
+            postgres.stop()
+        print(
+            f"{name:<14}{seen.before_p50:>11.2f}{seen.away_p50:>10.2f}{seen.away_max:>9.0f}"
+            f"{seen.after_p50:>10.2f}{seen.credited_after_seconds:>20.2f} s  {seen.away_status}"
+        )
+
+
 def measure_calls(h2load: str, postgres: EmbeddedPostgres, directory: Path) -> None:
     """GetBalance beside an empty call of the same server, 32 calls in flight."""
     from ledger.v1 import ledger_pb2 as pb
@@ -122,7 +181,9 @@ def median(results: list[load.Result]) -> load.Result:
 
 
 @contextmanager
-def ingress(factory: str, postgres: EmbeddedPostgres) -> Iterator[tuple[int, psutil.Process]]:
+def ingress(
+    factory: str, postgres: EmbeddedPostgres, told: Mapping[str, str] = UNSEEN
+) -> Iterator[tuple[int, psutil.Process]]:
     """Gunicorn with one worker and the app of `factory`."""
     port = load.free_port()
     command = [sys.executable, "-m", "gunicorn", "-c", "python:ingress.gunicorn_conf", factory]
@@ -131,8 +192,7 @@ def ingress(factory: str, postgres: EmbeddedPostgres) -> Iterator[tuple[int, psu
         "INGRESS_TOKEN": load.TOKEN,
         "INGRESS_BIND": f"127.0.0.1:{port}",
         "INGRESS_WORKERS": "1",
-        "INGRESS_METRICS_BIND": "",
-        "INGRESS_LOG": "off",
+        **told,
     }
     with process(command, port, environment) as server:
         yield port, server
@@ -145,7 +205,9 @@ def process(
     """The process of `command`, listening on `port`."""
     ours = ("INGRESS_", "LEDGER_", "PG")
     kept = {name: os.environ[name] for name in os.environ if not name.startswith(ours)}
-    started = subprocess.Popen(command, env={**kept, **(environment or {})})
+    # Log lines go to a file, as with many a supervisor: writing them is part of the cost.
+    with tempfile.TemporaryFile() as lines:
+        started = subprocess.Popen(command, env={**kept, **(environment or {})}, stdout=lines)
     try:
         load.wait_for(port, started)
         yield psutil.Process(started.pid)

@@ -804,3 +804,61 @@ def test_what_is_too_much_is_turned_away_at_once_and_nothing_of_it_is_done(
 def test_the_statement_that_posts_is_short_enough_to_be_parsed_once() -> None:
     assert len(writing._POST) <= _queries.MAX_CACHED_STATEMENT_LENGTH
     assert len(writing._COLUMNS) <= _queries.MAX_CACHED_STATEMENT_PARAMS
+
+
+def outlined(outcome: Any) -> tuple[Any, ...]:
+    """What an outcome says, without what is another one each time."""
+    if isinstance(outcome, Receipt):
+        return outcome.status, outcome.user_id[1:], outcome.currency, outcome.version
+    return (type(outcome),)
+
+
+def test_whoever_expects_replays_is_told_the_same(
+    database: Database, run: Run, chance: random.Random
+) -> None:
+    def told(prefix: str, number: int, what: int) -> Reward:
+        facts: dict[str, Any] = {"user_id": f"{prefix}user-{number % 3}"}
+        facts |= ({}, {"amount": None}, {"currency": "NOPE"}, {"amount": "0.001"}, {"code": "X"})[
+            what
+        ]
+        return reward(f"{prefix}{number}", **facts)
+
+    async def main() -> None:
+        for _ in range(20):
+            batch = [
+                (chance.randrange(40), chance.choice([0, 0, 0, 1, 2, 3, 4])) for _ in range(15)
+            ]
+            async with database.connected() as connection:
+                plain, expecting = [
+                    await post(
+                        connection,
+                        [told(prefix, *facts) for facts in batch],
+                        expects_replays=prefix == "b",
+                    )
+                    for prefix in "ab"
+                ]
+            assert [*map(outlined, plain)] == [*map(outlined, expecting)]
+        assert await findings(database) == []
+
+    run(main())
+
+
+def test_a_storm_of_replays_is_only_looked_up_and_what_is_new_in_it_is_posted(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        rewards = [reward(f"r-{n}") for n in range(20)]
+        async with Pool(database.url(Role.WRITER), Role.WRITER, size_max=1) as pool:
+            writer = Writer(pool)
+            await asyncio.gather(*map(writer.post, rewards))
+            await asyncio.gather(*map(writer.post, rewards))
+            database.rows("REVOKE INSERT ON rewards FROM ledger_writer")
+            again = await asyncio.gather(*map(writer.post, rewards))
+            assert {outcome.status for outcome in again} == {Status.REPLAYED}
+            database.rows("GRANT INSERT ON rewards TO ledger_writer")
+            *storm, new = await asyncio.gather(*map(writer.post, [*rewards, reward("new")]))
+            assert {outcome.status for outcome in storm} == {Status.REPLAYED}
+            assert (new.status, new.version) == (Status.CREDITED, 21)
+        assert await findings(database) == []
+
+    run(main())
