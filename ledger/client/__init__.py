@@ -1,0 +1,52 @@
+"""Asks the ledger service: ``LedgerClient``, and ``AsyncLedgerClient`` for asyncio.
+
+::
+
+    with LedgerClient("127.0.0.1:50051") as ledger:
+        ledger.get_balance("user-1", "USD").amount
+
+Both have the same methods: ``questions`` says what each one asks and what comes back. Answers are
+``values``, whatever goes wrong is one of ``errors``, and ``connection`` knows who may be told what
+over which wire. Nothing here needs what only the service needs.
+"""
+
+from ledger.client.clients import AsyncLedgerClient, LedgerClient
+from ledger.client.connection import Tls
+from ledger.client.errors import (
+    BooksUnavailable,
+    ClientError,
+    DeadlineExceeded,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    Refused,
+    RewardNotFound,
+    ServiceFault,
+    Unauthenticated,
+    Unavailable,
+    Unreachable,
+)
+from ledger.client.values import Balance, CurrencyTotals, Posting, Reward, RewardPage
+
+__all__ = [
+    "AsyncLedgerClient",
+    "Balance",
+    "BooksUnavailable",
+    "ClientError",
+    "CurrencyTotals",
+    "DeadlineExceeded",
+    "InvalidArgument",
+    "LedgerClient",
+    "Overloaded",
+    "PermissionDenied",
+    "Posting",
+    "Refused",
+    "Reward",
+    "RewardNotFound",
+    "RewardPage",
+    "ServiceFault",
+    "Tls",
+    "Unauthenticated",
+    "Unavailable",
+    "Unreachable",
+]
