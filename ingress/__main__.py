@@ -6,11 +6,13 @@
 import asyncio
 import getpass
 import json
+import logging
 import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import psycopg
 import typer
 
 from ingress.app import keep_spooled
@@ -21,10 +23,11 @@ from ingress.payload import parse, read_reward
 from ingress.replaying import Replayed, replay
 from ingress.source import BodyPath
 from ingress.spool import SpoolStatus
-from ingress.spool_file import UnusableSpool
+from ingress.spool_file import SpoolUnavailable, UnusableSpool
 from ingress.spooling import SpoolSettings, drain, read_spool_settings, status
 from ledger.config import InvalidSetting
 from ledger.database import Connection, Pool, Role
+from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
 from ledger.quarantine import Quarantine
 from ledger.reward import Reward
@@ -45,10 +48,19 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command of the process's arguments; what goes wrong is said in one sentence."""
+    # The pool would tell of every vain attempt, in the server's words.
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     try:
         app(prog_name="python -m ingress")
-    except (InvalidSetting, UnusableSpool) as error:
+    except (InvalidSetting, UnusableSpool, EmbeddedPostgresError) as error:
         fail(str(error))
+    except psycopg.errors.UndefinedTable:
+        fail("The database holds no books yet: run `ledger migrate` first.")
+    except psycopg.Error as error:
+        # Never its text, which may quote the values that were refused.
+        fail(f"Postgres refused ({error.sqlstate or 'no connection'}): check DATABASE_URL.")
+    except SpoolUnavailable as error:
+        fail(f"The spool cannot be read or written now: {type(error).__name__}.")
     except LedgerError as error:
         fail(f"The books cannot answer: {type(error).__name__}.")
 

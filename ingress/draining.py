@@ -2,7 +2,8 @@
 
 What "in order" promises: of one user, and of one rewardId, a spooled reward is posted after those
 that were spooled before it. Between what is spooled and what arrives meanwhile there is no order,
-as there is none between two deliveries of the sender: a reward is told by its rewardId.
+as there is none between two deliveries of the sender: a reward is told by its rewardId. One that
+the books were asked for in vain before it was spooled arrived meanwhile: they may have posted it.
 """
 
 import asyncio
@@ -33,12 +34,18 @@ class _Readable(NamedTuple):
     reward: Reward
 
 
+class _Refused(NamedTuple):
+    waiting: Waiting
+    error: Exception
+
+
 class Drainer:
     """Posts what waits in a spool, and removes it when it stands in the books.
 
     What the books refuse goes to ``keep`` and is removed; without ``keep`` it is set aside in the
     spool. So is a text that is no longer the one that was put. An outcome that is not known is
-    asked again by the next ``drain``, never guessed: what the books have, they call a replay.
+    asked again by the next ``drain``, never guessed: what the books have, they call a replay. So
+    is a ``keep`` that was not done.
     """
 
     def __init__(self, writer: Writer, spool: Spool, read: Read, keep: Keep | None = None) -> None:
@@ -50,21 +57,23 @@ class Drainer:
     async def drain(self) -> bool:
         """Post everything that waits, once through; false when the books stopped answering.
 
-        For one process at a time: take the spool's lease first. Raises ``SpoolUnavailable``, and
-        what else is ``Unavailable`` when nothing can be kept.
+        For one process at a time: take the spool's lease first. Raises ``SpoolUnavailable``.
         """
         after = 0
         while page := await asyncio.to_thread(self._spool.oldest, PAGE_SIZE, after):
             after = page[-1].number
-            for group in groups(await self._readable(page)):
-                are_known = await self._post(group)
-                if not are_known and not _is_doubted(group[0].waiting):
+            readable, unreadable = await self._read_all(page)
+            if not await self._refuse(unreadable):
+                return False
+            for group in groups(readable):
+                if not await self._post(group):
                     return False
         return True
 
-    async def _readable(self, page: Sequence[Waiting]) -> list[_Readable]:
-        """The rewards of ``page``; what is none is removed, and what cannot be read refused."""
+    async def _read_all(self, page: Sequence[Waiting]) -> tuple[list[_Readable], list[_Refused]]:
+        """The rewards of ``page``, and what cannot be read; what is neither is removed."""
         readable: list[_Readable] = []
+        unreadable: list[_Refused] = []
         nudges: list[int] = []
         for waiting in page:
             if not waiting.is_whole:
@@ -74,56 +83,71 @@ class Drainer:
                 reward = self._read(waiting.delivery.text)
             except Exception as error:
                 # Whatever it is: it must not hold up those behind it.
-                await self._refuse(waiting, error)
+                unreadable.append(_Refused(waiting, error))
                 continue
             if reward is None:
                 nudges.append(waiting.number)
             else:
                 readable.append(_Readable(waiting, reward))
         await self._remove(nudges)
-        return readable
+        return readable, unreadable
 
     async def _post(self, group: Sequence[_Readable]) -> bool:
-        """Post ``group`` at once; whether every outcome is known."""
+        """Post ``group`` at once; false when an outcome is not known that somebody waits for."""
         outcomes = await asyncio.gather(
             *[self._ask(readable.reward) for readable in group], return_exceptions=True
         )
         posted: list[int] = []
-        refused: list[tuple[Waiting, Refused]] = []
-        unknown: list[int] = []
+        refused: list[_Refused] = []
+        unknown: list[Waiting] = []
         for (waiting, _), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Receipt):
                 posted.append(waiting.number)
             elif isinstance(outcome, Refused):
-                refused.append((waiting, outcome))
+                refused.append(_Refused(waiting, outcome))
             else:
-                unknown.append(waiting.number)
+                unknown.append(waiting)
                 if not isinstance(outcome, Unavailable):
                     log.error("spool: number %d: %s", waiting.number, where(outcome))
         await self._remove(posted)
-        if unknown:
-            await asyncio.to_thread(self._spool.note_tries, unknown)
-        for waiting, error in refused:
-            await self._refuse(waiting, error)
-        return not unknown
+        is_kept = await self._refuse(refused)
+        return await self._leave(unknown) and is_kept
 
     async def _ask(self, reward: Reward) -> Outcome:
         return await self._writer.post(reward)
 
-    async def _refuse(self, waiting: Waiting, error: Exception) -> None:
-        """Have a delivery kept that cannot be posted as it is."""
+    async def _refuse(self, refused: Sequence[_Refused]) -> bool:
+        """Have kept what cannot be posted as it is; false when one is not that somebody waits for.
+
+        All at once: there may be an outage's worth of them, and no order between them.
+        """
         if self._keep is None:
-            await self._set_aside(waiting, type(error).__name__)
-            return
-        try:
-            await self._keep(waiting.delivery, error)
-        except Unavailable:
-            raise
-        except Exception as trouble:
-            log.error("spool: number %d: %s", waiting.number, where(trouble))
-            await self._set_aside(waiting, type(error).__name__)
-        else:
-            await self._remove([waiting.number])
+            for waiting, error in refused:
+                await self._set_aside(waiting, type(error).__name__)
+            return True
+        troubles = await asyncio.gather(
+            *[self._keep(waiting.delivery, error) for waiting, error in refused],
+            return_exceptions=True,
+        )
+        kept: list[int] = []
+        unknown: list[Waiting] = []
+        for (waiting, error), trouble in zip(refused, troubles, strict=True):
+            if trouble is None:
+                kept.append(waiting.number)
+            elif isinstance(trouble, Unavailable):
+                unknown.append(waiting)
+            else:
+                log.error("spool: number %d: %s", waiting.number, where(trouble))
+                await self._set_aside(waiting, type(error).__name__)
+        await self._remove(kept)
+        return await self._leave(unknown)
+
+    async def _leave(self, unknown: Sequence[Waiting]) -> bool:
+        """Leave for the next time what became of is not known; whether to go on without it."""
+        if unknown:
+            numbers = [waiting.number for waiting in unknown]
+            await asyncio.to_thread(self._spool.note_tries, numbers)
+        return all(_is_doubted(waiting) for waiting in unknown)
 
     async def _set_aside(self, waiting: Waiting, refusal: str) -> None:
         await asyncio.to_thread(self._spool.set_aside, waiting.number, refusal)

@@ -1,8 +1,19 @@
 """What is kept of a believed delivery that cannot be posted, and why."""
 
+from collections.abc import Awaitable
+from typing import Protocol
+
 from ingress.errors import NotAReward
 from ledger.errors import IdempotencyConflict
 from ledger.quarantine import Unposted
+
+
+class Keeper(Protocol):
+    """Where what cannot be posted is kept: a ``ledger.quarantine.Quarantine``, or a spool too."""
+
+    def keep(self, delivery: Unposted) -> Awaitable[None]:
+        """Done when it is kept for good."""
+        ...
 
 
 def unposted(

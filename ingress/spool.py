@@ -19,6 +19,7 @@ from ingress.spool_file import (
     SpoolFull,
     SpoolUnavailable,
     connect,
+    identity,
     log_share_bytes,
     one,
     require_room,
@@ -76,8 +77,9 @@ class Spool:
     """Deliveries in the order of their arrival, on disk, shared by all workers of the machine.
 
     ``open`` it in the process that uses it, after the fork; then every thread of that process may
-    call it. Every method raises ``SpoolUnavailable`` when the file or the disk says no, and
-    ``WrongProcess`` in another process: SQLite's locks do not survive a fork.
+    call it. Every method raises ``SpoolUnavailable`` when the file or the disk says no, or when
+    the file is no longer in its place; and ``WrongProcess`` in another process: SQLite's locks do
+    not survive a fork.
     """
 
     def __init__(self, directory: Path, size_max_bytes: int) -> None:
@@ -85,6 +87,7 @@ class Spool:
         self._size_max_bytes = size_max_bytes
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
         self._process_id: int | None = None
 
     def exists(self) -> bool:
@@ -102,6 +105,7 @@ class Spool:
         with self._lock, translated():
             if self._connection is None:
                 self._connection = connect(self.directory, self._size_max_bytes)
+                self._identity = identity(self.directory)
                 self._process_id = os.getpid()
 
     def close(self) -> None:
@@ -232,6 +236,7 @@ class Spool:
         if self._process_id not in {None, os.getpid()}:
             raise WrongProcess
         with self._lock, translated():
-            if self._connection is None:
+            # A file that was removed or moved still takes what is written, for nobody to find.
+            if self._connection is None or identity(self.directory) != self._identity:
                 raise SpoolUnavailable
             yield self._connection

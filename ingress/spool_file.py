@@ -69,6 +69,10 @@ class UnusableSpool(Exception):
     """The directory or its file cannot serve as a spool; the text says which, and why."""
 
 
+class UnwritableSpool(UnusableSpool):
+    """The place may not be written by this user, or its disk can only be read."""
+
+
 class SpoolUnavailable(Unavailable):
     """The spool cannot be read or written now; what was put is not promised to be there."""
 
@@ -96,10 +100,17 @@ def connect(directory: Path, size_max_bytes: int) -> sqlite3.Connection:
     Commits by itself, unless a database transaction is begun. Raises ``UnusableSpool`` for what
     somebody must mend, else what SQLite and the system raise.
     """
-    _make_private(directory)
     path = directory / FILE_NAME
-    if not path.exists():
-        _create(path)
+    try:
+        _make_private(directory)
+        if not path.exists():
+            _create(path)
+        if not os.access(path, os.W_OK):
+            raise PermissionError
+    except OSError as error:
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            raise UnwritableSpool(f"{directory} cannot be written by this user") from error
+        raise
     connection = sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw",
         uri=True,
@@ -123,6 +134,12 @@ def connect(directory: Path, size_max_bytes: int) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def identity(directory: Path) -> tuple[int, int]:
+    """What tells the spool's file from any other that has its name later."""
+    found = (directory / FILE_NAME).stat()
+    return found.st_dev, found.st_ino
 
 
 def size_bytes(directory: Path, suffix: str) -> int:

@@ -17,18 +17,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingress.draining import Drainer, Keep, Read, are_answering
+from ingress.keeping import Keeper
 from ingress.spool import Delivery, Spool, SpoolStatus
-from ingress.spool_file import SpoolUnavailable, lease
+from ingress.spool_file import SpoolUnavailable, UnwritableSpool, lease
 from ledger.coalescing import Coalescer
 from ledger.config import InvalidSetting, whole_number
 from ledger.database import Pool, Role
 from ledger.errors import DatabaseUnavailable, Overloaded, Unavailable, where
+from ledger.quarantine import Unposted
 from ledger.reward import Reward
 from ledger.writing import Outcome, Writer
 
 PUT_BATCH_SIZE_MAX = 256
 PUT_BYTES_MAX = 1024 * 1024
 PUT_SECONDS_MAX = 1.0
+KEEP_SECONDS_MAX = 0.4
+"""How long the quarantine may take: the books may have taken their time before, the disk takes its
+own afterwards, and the sender waits for three seconds."""
 PAUSE_SECONDS = 0.5
 """How often a worker looks whether there is something to drain, or whether the books are back."""
 
@@ -87,6 +92,7 @@ class SpoolingBooks:
         """Whether the books were away when they were last asked."""
         self.can_spool = False
         """Whether the spool had room when it was last looked at, twice a second."""
+        self._had_room = True
         self._writer = writer
         self._pool = pool
         self._spool = spool
@@ -100,10 +106,10 @@ class SpoolingBooks:
     async def start(self) -> None:
         """Open the spool and begin to drain what an earlier process left.
 
-        Raises ``UnusableSpool`` when somebody must mend it first. A disk that is only full stops
-        no worker: the books can be reached without it.
+        Raises ``UnusableSpool`` when somebody must mend it first. A disk that is only full, or
+        cannot be written since, stops no worker: the books can be reached without it.
         """
-        with suppress(SpoolUnavailable):
+        with suppress(SpoolUnavailable, UnwritableSpool):
             await asyncio.to_thread(self._spool.open)
         turns = (self._look_for_the_books, self._drain)
         self._tasks = [asyncio.create_task(_repeat(turn)) for turn in turns]
@@ -133,8 +139,15 @@ class SpoolingBooks:
                 pass
             except Unavailable:
                 self._see(are_away=True)
-        await self._putting.submit(Delivery(reward.believed_bytes, token, form, self._clock()))
+        await self.put(reward.believed_bytes, token, form)
         return Spooled(reward.reward_id)
+
+    async def put(self, text: bytes, token: str | None, form: str | None) -> None:
+        """Put a believed ``text`` into the spool, whatever it is; on disk when it returns.
+
+        Raises ``SpoolUnavailable`` or ``DeadlineExceeded``; it may be there nevertheless.
+        """
+        await self._putting.submit(Delivery(text, token, form, self._clock()))
 
     def status(self) -> SpoolStatus:
         """What waits in the spool of the whole machine; to be called in a thread."""
@@ -152,22 +165,17 @@ class SpoolingBooks:
     async def _drain(self) -> None:
         """Post what waits, if the books are there and no other process drains."""
         self.can_spool = await asyncio.to_thread(self._look_for_room)
+        if self.can_spool != self._had_room:
+            self._had_room = self.can_spool
+            log.warning("spool: it %s", "has room" if self.can_spool else "can take nothing")
         if self.are_away:
             return
         with lease(self._spool.directory) as is_ours:
-            if not is_ours:
-                return
-            try:
-                is_done = await self._drainer.drain()
-            except SpoolUnavailable:
-                raise
-            except Unavailable:
-                is_done = False
-        if not is_done:
-            self._see(are_away=True)
+            if is_ours and not await self._drainer.drain():
+                self._see(are_away=True)
 
     def _look_for_room(self) -> bool:
-        with suppress(SpoolUnavailable):
+        with suppress(SpoolUnavailable, UnwritableSpool):
             self._spool.open()
             return self._spool.has_room()
         return False
@@ -176,6 +184,28 @@ class SpoolingBooks:
         if are_away != self.are_away:
             self.are_away = are_away
             log.warning("spool: the books are %s", "away" if are_away else "back")
+
+
+class SpoolingQuarantine:
+    """The quarantine, and the spool for when it cannot be reached; one for each worker.
+
+    What is refused is kept before that is answered. From the spool it goes its way again: whoever
+    drains finds it refused once more, and hands it to the quarantine.
+    """
+
+    def __init__(self, quarantine: Keeper, books: SpoolingBooks) -> None:
+        self._quarantine = quarantine
+        self._books = books
+
+    async def keep(self, delivery: Unposted) -> None:
+        """Done when the delivery is in the quarantine or in the spool; raises ``Unavailable``."""
+        if not self._books.are_away:
+            # One that is late may be kept nevertheless: it is then counted twice, and kept once.
+            with suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(KEEP_SECONDS_MAX):
+                    await self._quarantine.keep(delivery)
+                return
+        await self._books.put(delivery.believed_bytes, delivery.token, delivery.form)
 
 
 def _portions(deliveries: list[Delivery]) -> Iterator[list[Delivery]]:

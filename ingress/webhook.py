@@ -1,5 +1,6 @@
 """Receive, verify, parse, post, answer: in that order and no other."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -17,21 +18,23 @@ from ingress.errors import (
     NotJson,
     TooManyFailures,
 )
-from ingress.keeping import unposted
+from ingress.keeping import Keeper, unposted
 from ingress.metrics import UNSIGNED
 from ingress.observation import Observation, observation
 from ingress.payload import read_reward
 from ingress.peers import Address, Mode
 from ingress.receiving import Receiver
 from ingress.signature import believe
-from ingress.spooling import Spooled
-from ledger.errors import Refused
+from ingress.spooling import Spooled, SpoolingBooks
+from ledger.errors import DeadlineExceeded, Refused
 from ledger.quarantine import Unposted
 from ledger.reward import Reward
 from ledger.writing import Outcome, Receipt
 
 READ_SECONDS_MAX = 5.0
 """How long the whole body may take to arrive, counted from the end of the headers."""
+ANSWER_SECONDS_MAX = 2.8
+"""How long it may take from belief to answer: the sender must have one within three seconds."""
 CHEAP_SIZE_MAX_BYTES = 4096
 """Up to this size the canonical text of any body is made in well under a millisecond."""
 
@@ -46,21 +49,13 @@ class Books(Protocol):
         ...
 
 
-class Keeper(Protocol):
-    """Where what cannot be posted is kept: a ``ledger.quarantine.Quarantine``."""
-
-    def keep(self, delivery: Unposted) -> Awaitable[None]:
-        """Done when it is kept for good."""
-        ...
-
-
 class CustomerGluWebhook:
     """``POST /v1/webhooks/customerglu``: one delivery of one reward.
 
     Answers 200 only when the reward stands in the books, or in the spool on this machine's disk, or
     when there was nothing to book.
     Everything else is an exception, and becomes its status in ``ingress.app``; what was believed
-    is then in the quarantine already.
+    is then in the quarantine already, or in the spool on its way there.
     """
 
     def __init__(
@@ -85,18 +80,9 @@ class CustomerGluWebhook:
         seen.received(body)
         text = self._believed(body, request.get_header("X-CG-SIGNATURE"), address, seen)
         try:
-            response.data = await self._post(text, seen)
-        except (NotJson, NotAReward, Refused) as error:
-            await self._quarantine.keep(
-                unposted(
-                    text,
-                    error,
-                    reward_id=seen.reward.reward_id if seen.reward else None,
-                    token=seen.token,
-                    form=seen.form,
-                    content_type=request.content_type,
-                )
-            )
+            response.data = await self._post_or_keep(text, request.content_type, seen)
+        except asyncio.CancelledError:
+            seen.abandoned()
             raise
 
     def _speaker(self, request: Request, seen: Observation) -> Address | None:
@@ -135,6 +121,25 @@ class CustomerGluWebhook:
         seen.believed(believed.form, believed.token)
         return believed.text
 
+    async def _post_or_keep(
+        self, text: bytes, content_type: str | None, seen: Observation
+    ) -> bytes:
+        """The answer to the believed ``text``; what the books refuse is kept, and then raised."""
+        answer_by = time.monotonic() + ANSWER_SECONDS_MAX
+        try:
+            return await self._post(text, seen)
+        except (NotJson, NotAReward, Refused) as error:
+            delivery = unposted(
+                text,
+                error,
+                reward_id=seen.reward.reward_id if seen.reward else None,
+                token=seen.token,
+                form=seen.form,
+                content_type=content_type,
+            )
+            await self._keep(delivery, answer_by)
+            raise
+
     async def _post(self, text: bytes, seen: Observation) -> bytes:
         """The answer to the believed ``text``, when it stands in the books."""
         reward = read_reward(text, self._settings.mapping)
@@ -142,7 +147,11 @@ class CustomerGluWebhook:
             seen.outcome = "ignored"
             return b'{"status":"ignored"}'
         seen.read(reward)
-        outcome = await self._books.post(reward)
+        if isinstance(self._books, SpoolingBooks):
+            # What the books refuse later is then kept with who vouched for it.
+            outcome = await self._books.post(reward, seen.token, seen.form)
+        else:
+            outcome = await self._books.post(reward)
         if isinstance(outcome, Spooled):
             seen.outcome = outcome.status
             return _ENCODER.encode({"status": outcome.status, "rewardId": outcome.reward_id})
@@ -150,6 +159,14 @@ class CustomerGluWebhook:
             raise outcome
         seen.outcome = outcome.status
         return _ENCODER.encode(_answer(outcome))
+
+    async def _keep(self, delivery: Unposted, answer_by: float) -> None:
+        """Have ``delivery`` kept; the books may have taken most of the time to refuse it."""
+        try:
+            async with asyncio.timeout(answer_by - time.monotonic()):
+                await self._quarantine.keep(delivery)
+        except TimeoutError:
+            raise DeadlineExceeded from None
 
 
 def _check_content_type(request: Request) -> None:

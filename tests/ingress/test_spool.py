@@ -20,7 +20,14 @@ import pytest
 
 import ingress
 from ingress.spool import Delivery, Spool, Waiting
-from ingress.spool_file import FILE_NAME, SpoolFull, SpoolUnavailable, UnusableSpool, lease
+from ingress.spool_file import (
+    FILE_NAME,
+    SpoolFull,
+    SpoolUnavailable,
+    UnusableSpool,
+    UnwritableSpool,
+    lease,
+)
 from ledger.database import WrongProcess
 
 REPOSITORY = Path(ingress.__file__).resolve().parents[1]
@@ -49,14 +56,6 @@ with lease(Path(sys.argv[1])) as is_ours:
     print(is_ours, flush=True)
     time.sleep(600)
 """
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    """Random numbers that can be had again: pytest shows the seed when the test fails."""
-    seed = int(os.environ.get("SEED") or random.SystemRandom().getrandbits(32))
-    print(f"SEED={seed}")
-    return random.Random(seed)
 
 
 @pytest.fixture
@@ -416,6 +415,83 @@ def test_a_file_in_the_directorys_place_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UnusableSpool):
             Spool(path, 2**30).open()
+
+
+def as_nobody(act: Any) -> int:
+    """The exit status of a child that is a user without rights and does ``act``."""
+    child = os.fork()
+    if child == 0:
+        status = 3
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+            act()
+            status = 0
+        except UnwritableSpool:
+            status = 42
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_place_that_this_user_cannot_write_is_refused_at_the_start(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        assert as_nobody(Spool(tmp_path / "spool", 2**30).open) == 42
+    finally:
+        tmp_path.chmod(0o700)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_can_only_be_read_is_refused_at_the_start(small_disk: Path) -> None:
+    def remount(mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", small_disk], check=True)
+
+    with Spool(small_disk / "before", 2**30):
+        pass
+    for name in ("before", "new"):
+        remount("ro")
+        try:
+            with pytest.raises(UnwritableSpool, match=name):
+                Spool(small_disk / name, 2**30).open()
+        finally:
+            remount("rw")
+        with Spool(small_disk / name, 2**30) as spool:
+            spool.put([delivery("one")])
+
+
+def removed(directory: Path) -> None:
+    shutil.rmtree(directory)
+
+
+def moved(directory: Path) -> None:
+    directory.rename(directory.with_name("moved"))
+
+
+def made_anew(directory: Path) -> None:
+    moved(directory)
+    with Spool(directory, 2**30) as spool:
+        spool.put([delivery("another")])
+
+
+@pytest.mark.parametrize("take_away", [removed, moved, made_anew])
+def test_what_nobody_would_find_again_is_not_promised(
+    directory: Path, spool: Spool, take_away: Any
+) -> None:
+    spool.put([delivery("one")])
+    take_away(directory)
+    for ask in (spool.has_room, spool.status, lambda: spool.put([delivery("two")])):
+        with pytest.raises(SpoolUnavailable):
+            ask()
+    spool.close()
+    if take_away is not removed:
+        with Spool(directory.with_name("moved"), 2**30) as found:
+            assert texts(found) == [b"one"]
+    if take_away is made_anew:
+        with Spool(directory, 2**30) as found:
+            assert texts(found) == [b"another"]
 
 
 # Processes.

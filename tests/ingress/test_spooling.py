@@ -20,6 +20,7 @@ import psycopg
 import pytest
 
 import ingress
+from ingress.app import SPOOL_AFTER_SECONDS
 from ingress.draining import DOUBTED_TRIES, Drainer, Keep, are_answering
 from ingress.errors import NotAReward
 from ingress.mapping import Mapping
@@ -27,8 +28,11 @@ from ingress.payload import read_reward
 from ingress.spool import Delivery, Spool
 from ingress.spool_file import FILE_NAME, SpoolFull, UnusableSpool, lease
 from ingress.spooling import (
+    KEEP_SECONDS_MAX,
+    PUT_SECONDS_MAX,
     Spooled,
     SpoolingBooks,
+    SpoolingQuarantine,
     SpoolSettings,
     drain,
     read_spool_settings,
@@ -42,9 +46,11 @@ from ledger.errors import (
     IdempotencyConflict,
     Overloaded,
     Refused,
+    Unavailable,
     UnknownCurrency,
 )
 from ledger.operations.migrate import migrate
+from ledger.quarantine import Unposted
 from ledger.reward import Reward
 from ledger.writing import Receipt, Writer
 from tests.conftest import OWNER, SUPERUSER, Database, Run
@@ -62,6 +68,7 @@ def read(text: bytes) -> Reward | None:
 # A worker without its socket: drains until it is killed.
 WORKER = """
 import asyncio, sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from ingress.mapping import Mapping
@@ -69,6 +76,7 @@ from ingress.payload import read_reward
 from ingress.spool import Spool
 from ingress.spooling import SpoolingBooks
 from ledger.database import Pool, Role
+from ledger.errors import Unavailable
 from ledger.writing import Writer
 async def main():
     pool = Pool(sys.argv[2], Role.WRITER, size_max=2)
@@ -81,19 +89,15 @@ async def main():
         for number in range(int(sys.argv[4])):
             text = b'{"campaignId":"c","userId":"%b","rewardId":"%b-%06d","rewardAmount":1}' % (
                 sys.argv[3].encode(), sys.argv[3].encode(), number)
-            outcome = await books.post(read(text))
+            outcome = None
+            while outcome is None:
+                # A disk that is busy with something else may be too slow.
+                with suppress(Unavailable):
+                    outcome = await books.post(read(text))
             print(outcome.reward_id, flush=True)
         await asyncio.sleep(600)
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    """Random numbers that can be had again: pytest shows the seed when the test fails."""
-    seed = int(os.environ.get("SEED") or random.SystemRandom().getrandbits(32))
-    print(f"SEED={seed}")
-    return random.Random(seed)
 
 
 @pytest.fixture
@@ -301,6 +305,29 @@ def test_nobody_drains_while_another_process_does(
     run(main())
 
 
+class NoQuarantine:
+    """A quarantine that never says anything."""
+
+    async def keep(self, refused: Unposted) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_quarantine_that_is_late_leaves_time_for_the_disk(
+    database: Database, directory: Path, run: Run
+) -> None:
+    """The books may have taken theirs before, and the sender waits for all three."""
+
+    async def main() -> None:
+        async with working(database.url(), directory) as worker:
+            quarantine = SpoolingQuarantine(NoQuarantine(), worker.books)
+            async with asyncio.timeout(KEEP_SECONDS_MAX + PUT_SECONDS_MAX):
+                await quarantine.keep(Unposted(b"[]", "NotAReward", token="current", form="raw"))
+            assert sum(worker.spool.status()[:2]) == 1
+
+    assert SPOOL_AFTER_SECONDS + KEEP_SECONDS_MAX + PUT_SECONDS_MAX < 3
+    run(main())
+
+
 def test_a_damaged_spool_stops_the_start(database: Database, directory: Path, run: Run) -> None:
     directory.mkdir(mode=0o700)
     (directory / FILE_NAME).write_bytes(b"")
@@ -398,7 +425,25 @@ def test_what_is_refused_is_kept_by_whom_is_told_to_and_leaves_the_spool(
     assert kept == [(b"[]", NotAReward), (POISON[0], UnknownCurrency)]
 
 
+@pytest.mark.parametrize("poison", [POISON[0], b"[]"])
 def test_what_nobody_can_keep_now_stays_in_the_spool_and_waits(
+    database: Database, directory: Path, run: Run, poison: bytes
+) -> None:
+    async def keep(_refused: Delivery, _error: Exception) -> None:
+        raise DatabaseUnavailable
+
+    async def main() -> None:
+        async with draining(database.url(), directory, keep) as (drainer, spool):
+            spool.put([delivery(poison)])
+            assert not await drainer.drain()
+            assert spool.status()[:2] == (1, 0)
+        with pytest.raises(DatabaseUnavailable):
+            await drain(settings(directory), database.url(), read, keep)
+
+    run(main())
+
+
+def test_what_nobody_can_ever_keep_stops_nobody_in_the_end(
     database: Database, directory: Path, run: Run
 ) -> None:
     async def keep(_refused: Delivery, _error: Exception) -> None:
@@ -406,12 +451,38 @@ def test_what_nobody_can_keep_now_stays_in_the_spool_and_waits(
 
     async def main() -> None:
         async with draining(database.url(), directory, keep) as (drainer, spool):
-            spool.put([delivery(POISON[0])])
-            with pytest.raises(DatabaseUnavailable):
-                await drainer.drain()
-            assert spool.status()[:2] == (1, 0)
+            spool.put([delivery(text) for text in (b"[]", told("reward-1"), POISON[0])])
+            assert not await drainer.drain()
+            assert versions(database) == []
+            spool.note_tries([1] * DOUBTED_TRIES + [3] * DOUBTED_TRIES)
+            assert await drainer.drain()
+            assert [waiting.number for waiting in spool.oldest(10)] == [1, 3]
 
     run(main())
+    assert versions(database) == ["reward-1"]
+
+
+def test_an_outages_worth_of_refusals_is_kept_at_once(
+    database: Database, directory: Path, run: Run
+) -> None:
+    keeping = 0
+    most = 0
+
+    async def keep(_refused: Delivery, _error: Exception) -> None:
+        nonlocal keeping, most
+        keeping += 1
+        most = max(most, keeping)
+        await asyncio.sleep(0.05)
+        keeping -= 1
+
+    async def main() -> None:
+        async with draining(database.url(), directory, keep) as (drainer, spool):
+            spool.put([delivery(b"[%d]" % number) for number in range(400)])
+            assert await drainer.drain()
+            assert spool.status()[:2] == (0, 0)
+
+    run(main())
+    assert most > 100
 
 
 def test_what_the_keeper_refuses_is_set_aside(
@@ -558,7 +629,9 @@ def test_deliveries_are_spooled_while_postgres_is_stopped_and_posted_when_it_is_
     assert_that_all_is_posted(own, directory, {"reward-0", *reward_ids, "reward-1"})
 
 
-def test_a_full_spool_is_told_and_what_was_promised_is_in_it(directory: Path, run: Run) -> None:
+def test_a_full_spool_is_told_and_what_was_promised_is_in_it(
+    directory: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     promised: list[str] = []
 
     async def answer(worker: Worker, number: int) -> Any:
@@ -574,6 +647,7 @@ def test_a_full_spool_is_told_and_what_was_promised_is_in_it(directory: Path, ru
                 promised.append(outcome.reward_id)
             assert len(promised) > 10
             await until(lambda: not worker.books.can_spool)
+            assert "spool: it can take nothing" in caplog.messages
             found = [read(waiting.delivery.text) for waiting in worker.spool.oldest(1000)]
             assert [reward and reward.reward_id for reward in found] == promised
 
@@ -584,6 +658,7 @@ def test_postgres_killed_again_and_again_under_load_loses_and_doubles_no_200(
     own: Database, directory: Path, run: Run, chance: random.Random
 ) -> None:
     promised: list[set[str]] = [set(), set()]
+    sent: set[str] = set()
     is_over = False
 
     async def sender(worker: Worker, name: int, user: str) -> None:
@@ -591,9 +666,13 @@ def test_postgres_killed_again_and_again_under_load_loses_and_doubles_no_200(
         while not is_over:
             number += 1
             reward_id = f"{name}-{user}-{number:06}"
-            outcome = await worker.post(told(reward_id, user))
-            assert outcome.status in {"spooled", "credited", "replayed"}
-            promised[name].add(outcome.reward_id)
+            text = told(reward_id, user)
+            sent.add(reward_id)
+            # A disk that is busy with something else may be too slow; then nothing is promised.
+            with contextlib.suppress(Unavailable):
+                outcome = await worker.post(text)
+                assert outcome.status in {"spooled", "credited", "replayed"}
+                promised[name].add(outcome.reward_id)
             await asyncio.sleep(0.002)
 
     async def main() -> None:
@@ -618,7 +697,9 @@ def test_postgres_killed_again_and_again_under_load_loses_and_doubles_no_200(
 
     run(main())
     assert all(promised)
-    assert_that_all_is_posted(own, directory, promised[0] | promised[1])
+    posted = {reward_id for (reward_id,) in own.rows("SELECT reward_id FROM postings")}
+    assert promised[0] | promised[1] <= posted <= sent
+    assert_that_all_is_posted(own, directory, posted)
 
 
 def kill_postgres(postgres: EmbeddedPostgres) -> None:

@@ -1,0 +1,121 @@
+"""``python -m ingress``, as a process: what goes wrong is said in one sentence, with status 1."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ingress.spool import Delivery, Spool
+from ledger.quarantine import Unposted, keep
+from tests.conftest import OWNER, SUPERUSER, Database, Run
+from tests.ingress.deliveries import TOKEN, body
+
+NOWHERE = "postgresql://nobody@/nothing?host=/nonexistent"
+
+
+def ingress(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ingress", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence with which the command failed."""
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.strip()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    """A spool in which one reward waits."""
+    with Spool(tmp_path / "spool", 2**30) as spool:
+        spool.put([Delivery(body(), "current", "raw", datetime.now(UTC))])
+    return tmp_path / "spool"
+
+
+def test_a_postgres_that_is_away_is_told_by_the_replay() -> None:
+    done = ingress("quarantine-replay", DATABASE_URL=NOWHERE)
+    assert said(done) == "Postgres refused (no connection): check DATABASE_URL."
+
+
+def test_a_postgres_that_is_away_is_told_by_the_drain(spool: Path) -> None:
+    settings = {"DATABASE_URL": NOWHERE, "INGRESS_TOKEN": TOKEN, "INGRESS_SPOOL": str(spool)}
+    done = ingress("spool-drain", **settings)
+    assert said(done) == "The books cannot answer: DatabaseUnavailable."
+
+
+@pytest.fixture
+def no_books(database: Database) -> Iterator[str]:
+    """Where there is a database, and nobody has migrated it."""
+    name = f"{database.name}_empty"
+    database.rows(f"CREATE DATABASE {name} OWNER {OWNER}", SUPERUSER)
+    yield database.postgres.url(OWNER, name)
+    with psycopg.connect(database.url(SUPERUSER), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_database_that_nobody_migrated_is_told(no_books: str) -> None:
+    done = ingress("quarantine-replay", DATABASE_URL=no_books)
+    assert said(done) == "The database holds no books yet: run `ledger migrate` first."
+
+
+REFUSING = """
+CREATE FUNCTION refusing() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE 'PRIVATE' USING ERRCODE = '53100', DETAIL = 'PRIVATE'; END $$;
+CREATE TRIGGER refusing BEFORE UPDATE ON quarantine
+FOR EACH STATEMENT EXECUTE FUNCTION refusing()
+"""
+
+
+def test_nothing_of_what_postgres_quotes_is_told(database: Database, run: Run) -> None:
+    async def fill() -> None:
+        async with database.connected() as connection:
+            await keep(connection, [Unposted(body(), "UnknownCurrency")])
+
+    run(fill())
+    database.rows(REFUSING)
+    done = ingress("quarantine-replay", DATABASE_URL=database.url())
+    assert said(done) == "Postgres refused (53100): check DATABASE_URL."
+
+
+def test_an_embedded_postgres_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+    data = tmp_path / "postgres" / "data"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("9\n")
+    done = ingress("quarantine-replay", LEDGER_DATA=str(tmp_path), DATABASE_URL="")
+    assert said(done).startswith("The data in ")
+
+
+def test_a_spool_that_is_not_set_is_told() -> None:
+    assert said(ingress("spool-status")).startswith("INGRESS_SPOOL is not set")
+
+
+def test_a_spool_that_cannot_be_used_is_told(spool: Path) -> None:
+    (spool / "spool.sqlite3").write_bytes(b"a letter, not a database " * 1000)
+    assert "spool.sqlite3 is damaged" in said(ingress("spool-status", INGRESS_SPOOL=str(spool)))
+
+
+def test_a_spool_that_waits_is_shown_and_drained(spool: Path, database: Database) -> None:
+    settings = {
+        "DATABASE_URL": database.url(),
+        "INGRESS_TOKEN": TOKEN,
+        "INGRESS_SPOOL": str(spool),
+    }
+    lines = ingress("spool-status", **settings).stdout.splitlines()
+    shown = dict(line.split("\t") for line in lines)
+    assert (shown["depth"], shown["set_aside"]) == ("1", "0")
+    assert float(shown["oldest_age_seconds"]) > 0
+    drained = ingress("spool-drain", **settings)
+    assert (drained.returncode, drained.stdout.split("\n")[0]) == (0, "depth\t0"), drained.stderr
+    assert database.rows("SELECT count(*) FROM postings") == [(1,)]
