@@ -6,6 +6,7 @@ from typing import Any
 
 from ingress import exporting
 from ingress.config import read_listen_settings, read_settings
+from ingress.connections import bound_connections
 from ingress.ending import announce_at_sigterm
 from ingress.observing import read_observing_settings
 from ingress.spool import Spool
@@ -36,7 +37,11 @@ workers = _listen.workers
 worker_class = "asgi"
 asgi_loop = "uvloop"
 asgi_lifespan = "on"
+# `ingress.connections` keeps it; gunicorn's own worker of this class does not. Many times what a
+# sender or a proxy has open, and below the 1024 files that a process may usually have.
 worker_connections = 1000
+# How long a connection may be kept without a request: longer than proxies keep theirs (60 s), so
+# that it is not we who close it while a delivery is on its way.
 keepalive = 75
 graceful_timeout = STOP_SECONDS_MAX
 limit_request_line = 2048
@@ -69,7 +74,8 @@ def post_fork(_server: object, worker: Any) -> None:  # noqa: ANN401 - gunicorn'
 
 
 def post_worker_init(worker: Any) -> None:  # noqa: ANN401 - gunicorn's worker
-    """Has a worker that ends say so on every kept connection before it closes one."""
+    """Bounds a worker's connections; has it announce its end on each before it closes one."""
+    bound_connections(worker)
     announce_at_sigterm(worker)
 
 
@@ -83,10 +89,10 @@ def on_reload(server: Any) -> None:  # noqa: ANN401 - gunicorn's arbiter
         server.log.error("SIGHUP: %s. The tokens from before stay.", problem)
 
 
-def when_ready(_server: object) -> None:
+def when_ready(server: Any) -> None:  # noqa: ANN401 - gunicorn's arbiter
     """Starts what serves ``/metrics``."""
     if _metrics_bind is not None:
-        exporting.start(_metrics_bind)
+        exporting.start(_metrics_bind, server)
 
 
 def child_exit(_server: object, worker: Any) -> None:  # noqa: ANN401 - gunicorn's worker
