@@ -120,7 +120,7 @@ class GetRewardResponse(_message.Message):
     def __init__(self, reward: _Optional[_Union[Reward, _Mapping]] = ...) -> None: ...
 
 class Reward(_message.Message):
-    __slots__ = ("reward_id", "user_id", "campaign_id", "type", "reward_type", "reward_name", "status", "transaction_id", "category", "details_json", "expires_at", "recorded_at", "posting")
+    __slots__ = ("reward_id", "user_id", "campaign_id", "type", "reward_type", "reward_name", "status", "transaction_id", "category", "details_json", "expires_at", "recorded_at", "posting", "code")
     REWARD_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     CAMPAIGN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,7 @@ class Reward(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     RECORDED_AT_FIELD_NUMBER: _ClassVar[int]
     POSTING_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     reward_id: str
     user_id: str
     campaign_id: str
@@ -147,7 +148,8 @@ class Reward(_message.Message):
     expires_at: _timestamp_pb2.Timestamp
     recorded_at: _timestamp_pb2.Timestamp
     posting: Posting
-    def __init__(self, reward_id: _Optional[str] = ..., user_id: _Optional[str] = ..., campaign_id: _Optional[str] = ..., type: _Optional[str] = ..., reward_type: _Optional[str] = ..., reward_name: _Optional[str] = ..., status: _Optional[str] = ..., transaction_id: _Optional[str] = ..., category: _Optional[str] = ..., details_json: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., recorded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., posting: _Optional[_Union[Posting, _Mapping]] = ...) -> None: ...
+    code: str
+    def __init__(self, reward_id: _Optional[str] = ..., user_id: _Optional[str] = ..., campaign_id: _Optional[str] = ..., type: _Optional[str] = ..., reward_type: _Optional[str] = ..., reward_name: _Optional[str] = ..., status: _Optional[str] = ..., transaction_id: _Optional[str] = ..., category: _Optional[str] = ..., details_json: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., recorded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., posting: _Optional[_Union[Posting, _Mapping]] = ..., code: _Optional[str] = ...) -> None: ...
 
 class Posting(_message.Message):
     __slots__ = ("debit_account", "credit_account", "amount", "version", "balance_after", "posted_at")
@@ -164,6 +166,30 @@ class Posting(_message.Message):
     balance_after: Amount
     posted_at: _timestamp_pb2.Timestamp
     def __init__(self, debit_account: _Optional[str] = ..., credit_account: _Optional[str] = ..., amount: _Optional[_Union[Amount, _Mapping]] = ..., version: _Optional[int] = ..., balance_after: _Optional[_Union[Amount, _Mapping]] = ..., posted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class WatchRewardsRequest(_message.Message):
+    __slots__ = ("token", "from_beginning", "user_id", "currency", "campaign_id", "type")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FROM_BEGINNING_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    CURRENCY_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_ID_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    from_beginning: bool
+    user_id: str
+    currency: str
+    campaign_id: str
+    type: str
+    def __init__(self, token: _Optional[str] = ..., from_beginning: _Optional[bool] = ..., user_id: _Optional[str] = ..., currency: _Optional[str] = ..., campaign_id: _Optional[str] = ..., type: _Optional[str] = ...) -> None: ...
+
+class WatchRewardsResponse(_message.Message):
+    __slots__ = ("rewards", "token")
+    REWARDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    rewards: _containers.RepeatedCompositeFieldContainer[Reward]
+    token: str
+    def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., token: _Optional[str] = ...) -> None: ...
 
 class ListCurrencyTotalsRequest(_message.Message):
     __slots__ = ("as_of",)

@@ -32,6 +32,10 @@ class LedgerServiceStub:
     give them in upper case. Errors carry google.rpc.ErrorInfo with a reason and the domain
     "reward-ledger"; INVALID_ARGUMENT also carries google.rpc.BadRequest with the field (empty when
     the whole message cannot be read), and what may succeed later carries google.rpc.RetryInfo.
+
+    A caller is known by "authorization: Bearer TOKEN" or by its client certificate, and has scopes:
+    balances, history, totals, watch, codes. Each method says which it needs. A caller who is not
+    known gets UNAUTHENTICATED, one without the scope PERMISSION_DENIED, before its request is read.
     """
 
     def __init__(self, channel):
@@ -70,6 +74,11 @@ class LedgerServiceStub:
                 request_serializer=ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsRequest.SerializeToString,
                 response_deserializer=ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsResponse.FromString,
                 _registered_method=True)
+        self.WatchRewards = channel.unary_stream(
+                '/ledger.v1.LedgerService/WatchRewards',
+                request_serializer=ledger_dot_v1_dot_ledger__pb2.WatchRewardsRequest.SerializeToString,
+                response_deserializer=ledger_dot_v1_dot_ledger__pb2.WatchRewardsResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer:
@@ -79,6 +88,10 @@ class LedgerServiceServicer:
     give them in upper case. Errors carry google.rpc.ErrorInfo with a reason and the domain
     "reward-ledger"; INVALID_ARGUMENT also carries google.rpc.BadRequest with the field (empty when
     the whole message cannot be read), and what may succeed later carries google.rpc.RetryInfo.
+
+    A caller is known by "authorization: Bearer TOKEN" or by its client certificate, and has scopes:
+    balances, history, totals, watch, codes. Each method says which it needs. A caller who is not
+    known gets UNAUTHENTICATED, one without the scope PERMISSION_DENIED, before its request is read.
     """
 
     def GetBalance(self, request, context):
@@ -86,6 +99,8 @@ class LedgerServiceServicer:
 
         A user or currency that was never credited has a balance of zero: a ledger cannot know users
         whom it never credited.
+
+        Needs the scope balances.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +108,8 @@ class LedgerServiceServicer:
 
     def ListBalances(self, request, context):
         """ListBalances gives a user's balances in all currencies, by currency.
+
+        Needs the scope balances.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +117,8 @@ class LedgerServiceServicer:
 
     def BatchGetBalances(self, request, context):
         """BatchGetBalances gives many balances from one snapshot, in the order of the keys.
+
+        Needs the scope balances.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,6 +129,8 @@ class LedgerServiceServicer:
 
         Rewards may arrive while pages are read: no page repeats a reward, and none skips one that was
         there when the first was read.
+
+        Needs the scope history.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +138,8 @@ class LedgerServiceServicer:
 
     def GetReward(self, request, context):
         """GetReward gives one reward; NOT_FOUND if the books do not have it.
+
+        Needs the scope history.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +147,28 @@ class LedgerServiceServicer:
 
     def ListCurrencyTotals(self, request, context):
         """ListCurrencyTotals gives all debits and all credits per currency, which must agree.
+
+        Needs the scope totals.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRewards(self, request, context):
+        """WatchRewards gives every reward once, in commit order, within a second of its commit.
+
+        The order is one and the same for everybody: a reward that was committed after another comes
+        after it, whichever began first, and along a user's currency versions ascend. Every message
+        carries a token; a stream that begins with it goes on behind that message, without a gap and
+        without a repeat, in whichever process. The first message comes at once and only says where
+        the stream begins; so do those that come while there is nothing to tell.
+
+        A stream ends with UNAVAILABLE when the service stops or the books are away, with ABORTED when
+        its caller does not take what comes, or with its connection, at the latest after ten minutes.
+        Then begin again with the last token; the status carries it too, as token in the metadata of
+        google.rpc.ErrorInfo.
+
+        Needs the scope watch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,6 +207,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     request_deserializer=ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsRequest.FromString,
                     response_serializer=ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsResponse.SerializeToString,
             ),
+            'WatchRewards': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRewards,
+                    request_deserializer=ledger_dot_v1_dot_ledger__pb2.WatchRewardsRequest.FromString,
+                    response_serializer=ledger_dot_v1_dot_ledger__pb2.WatchRewardsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'ledger.v1.LedgerService', rpc_method_handlers)
@@ -177,6 +227,10 @@ class LedgerService:
     give them in upper case. Errors carry google.rpc.ErrorInfo with a reason and the domain
     "reward-ledger"; INVALID_ARGUMENT also carries google.rpc.BadRequest with the field (empty when
     the whole message cannot be read), and what may succeed later carries google.rpc.RetryInfo.
+
+    A caller is known by "authorization: Bearer TOKEN" or by its client certificate, and has scopes:
+    balances, history, totals, watch, codes. Each method says which it needs. A caller who is not
+    known gets UNAUTHENTICATED, one without the scope PERMISSION_DENIED, before its request is read.
     """
 
     @staticmethod
@@ -331,6 +385,33 @@ class LedgerService:
             '/ledger.v1.LedgerService/ListCurrencyTotals',
             ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsRequest.SerializeToString,
             ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRewards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ledger.v1.LedgerService/WatchRewards',
+            ledger_dot_v1_dot_ledger__pb2.WatchRewardsRequest.SerializeToString,
+            ledger_dot_v1_dot_ledger__pb2.WatchRewardsResponse.FromString,
             options,
             channel_credentials,
             insecure,
