@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from ledger import cli_quarantine, page, reading
-from ledger.config import InvalidSetting, read_settings
+from ledger import cli_caller, cli_quarantine, page, reading
+from ledger.config import InvalidSetting, read_serve_settings, read_settings
+from ledger.database import Connection
 from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
 from ledger.money import CURRENCY_CODE, Currency
@@ -18,7 +19,9 @@ from ledger.operations import migrate as migrating
 from ledger.operations import run as running
 from ledger.operations import serve as serving
 from ledger.operations.source import source
+from ledger.operations.verify import Finding, in_words
 from ledger.operations.verify import verify as find
+from ledger.tallying import Tally, total
 from ledger.terminal import AsJson, ask, fail, show
 
 app = typer.Typer(
@@ -34,6 +37,7 @@ app.add_typer(spools, name="spool")
 mappings = typer.Typer(help="Where a body holds what.", no_args_is_help=True)
 app.add_typer(mappings, name="mapping")
 app.add_typer(cli_quarantine.app, name="quarantine")
+app.add_typer(cli_caller.app, name="caller")
 
 
 def main() -> None:
@@ -87,7 +91,7 @@ def demo() -> None:
 
 @app.command()
 def serve(
-    shares_port: Annotated[bool, typer.Option("--shares-port", hidden=True)] = False,
+    child_of: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve gRPC on LEDGER_BIND from the database of DATABASE_URL.
 
@@ -97,10 +101,11 @@ def serve(
     settings = read_settings()
     if settings.database_url is None:
         raise InvalidSetting("DATABASE_URL", "is required")
-    if shares_port:
-        serving.serve_alone(settings.database_url, settings.bind, shares_port=True)
+    served = read_serve_settings()
+    if child_of is None:
+        serving.serve(settings.database_url, settings.bind, settings.processes, served)
     else:
-        serving.serve(settings.database_url, settings.bind, settings.processes)
+        serving.serve_as_child(settings.database_url, settings.bind, served, child_of)
 
 
 @app.command()
@@ -188,8 +193,14 @@ def verify(as_json: AsJson = False) -> None:
 
     Example: ledger verify
     """
-    findings = ask(find)
+
+    async def look(connection: Connection) -> tuple[list[Finding], Tally]:
+        return await find(connection), await total(connection)
+
+    findings, tally = ask(look)
     show([finding._asdict() for finding in findings], as_json=as_json)
+    if not as_json:
+        typer.echo(in_words(tally))
     if findings:
         raise SystemExit(1)
     if not as_json:

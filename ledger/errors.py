@@ -9,11 +9,14 @@
     │   ├── UnknownCurrency      nobody registered it
     │   ├── IdempotencyConflict  the same key, another fingerprint
     │   ├── RewardNotFound       no such reward
+    │   ├── Unauthenticated      nobody knows who asks
+    │   ├── PermissionDenied     who asks is known, and may not; carries the scope
     │   └── BrokenRule           a rule of the database refused the rows
     └── Unavailable              asking again may help
         ├── DatabaseUnavailable  Postgres cannot be asked, or did not answer
         ├── DeadlineExceeded     no answer within the time that was given
-        └── Overloaded           too much is waiting already
+        ├── Overloaded           too much is waiting already
+        └── FellBehind           what came was not taken
 
 No text of an exception reaches a caller: every edge answers from its own table.
 """
@@ -63,6 +66,18 @@ class RewardNotFound(Refused):
     """No reward has this rewardId."""
 
 
+class Unauthenticated(Refused):
+    """Nobody knows who asks: no token and no certificate vouches for them."""
+
+
+class PermissionDenied(Refused):
+    """Who asks is known, and has not the scope that is needed: ``scope`` is its name."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(scope)
+        self.scope = scope
+
+
 class BrokenRule(Refused):
     """A rule of the database refused the rows: ``rule`` is its constraint's name."""
 
@@ -85,3 +100,7 @@ class DeadlineExceeded(Unavailable):
 
 class Overloaded(Unavailable):
     """Too much is waiting already; nothing was done."""
+
+
+class FellBehind(Unavailable):
+    """Who watches did not take what came, and cannot be waited for; it can go on from its token."""

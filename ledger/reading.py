@@ -66,7 +66,7 @@ class Booked(NamedTuple):
 
 
 class RecordedReward(NamedTuple):
-    """A reward as it stands in the books, without its code and its bytes."""
+    """A reward as it stands in the books, without its bytes."""
 
     number: int
     reward_id: str
@@ -81,6 +81,8 @@ class RecordedReward(NamedTuple):
     details: str | None
     expires_at: datetime | None
     recorded_at: datetime
+    code: str | None
+    """The coupon's: for those alone who may see it."""
     posting: Booked | None
 
 
@@ -111,8 +113,10 @@ class CurrencyTotals(NamedTuple):
 class Reader:
     """Answers many callers; those who ask for single balances at once share round trips."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, asked: Callable[[int], None] = lambda _balances: None) -> None:
+        """``asked`` is told how many balances each round trip asks for."""
         self._pool = pool
+        self._asked = asked
         self._seal: Seal | None = None
         self._balances = Coalescer(
             self._get_balances,
@@ -142,39 +146,42 @@ class Reader:
         return await self._get_past_balances([PastBalanceKey(*key, as_of) for key in keys])
 
     async def _get_balances(self, keys: Sequence[BalanceKey]) -> list[Balance]:
-        return await self._ask(get_balances, keys)
+        self._asked(len(keys))
+        return await self.ask(get_balances, keys)
 
     async def _get_past_balances(self, keys: Sequence[PastBalanceKey]) -> list[Balance]:
-        return await self._ask(get_past_balances, keys)
+        self._asked(len(keys))
+        return await self.ask(get_past_balances, keys)
 
     async def balances_of(self, user_id: str) -> list[Balance]:
         """The user's balances in every currency that it was ever credited in, by currency."""
-        return await self._ask(list_balances, user_id)
+        return await self.ask(list_balances, user_id)
 
     async def rewards(self, chosen: RewardFilter, before: int, limit: int) -> list[RecordedReward]:
         """At most ``limit`` rewards, newest first, whose number is less than ``before``."""
-        return await self._ask(list_rewards, chosen, before, limit)
+        return await self.ask(list_rewards, chosen, before, limit)
 
     async def reward(self, reward_id: str) -> RecordedReward:
         """The reward; raises ``RewardNotFound``."""
-        return await self._ask(get_reward, reward_id)
+        return await self.ask(get_reward, reward_id)
 
     async def currency_totals(self, as_of: datetime | None) -> list[CurrencyTotals]:
         """The trial balance of every currency that was posted in, by currency."""
-        return await self._ask(list_currency_totals, as_of)
+        return await self.ask(list_currency_totals, as_of)
 
     async def seal(self) -> Seal:
         """What tokens of these books are sealed with; asked for once."""
         if self._seal is None:
-            self._seal = Seal(await self._ask(get_sealing_key))
+            self._seal = Seal(await self.ask(get_sealing_key))
         return self._seal
 
-    async def _ask(
+    async def ask(
         self,
         question: Callable[Concatenate[Connection, Arguments], Awaitable[Answer]],
         *arguments: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
+        """What ``question`` answers to a connection and ``arguments``; raises ``Unavailable``."""
         for tries_left in range(TRIES_MAX - 1, -1, -1):
             connection = None
             try:
@@ -272,8 +279,9 @@ SELECT
     rewards.number, rewards.reward_id, rewards.user_id, rewards.campaign_id, rewards.type,
     rewards.reward_type, rewards.reward_name, rewards.status, rewards.transaction_id,
     rewards.reward_category, rewards.details::text, rewards.reward_expires_at,
-    rewards.recorded_at, postings.debit_account, postings.credit_account, postings.currency,
-    postings.amount::text, postings.version, postings.balance_after::text, postings.posted_at
+    rewards.recorded_at, rewards.code, postings.debit_account, postings.credit_account,
+    postings.currency, postings.amount::text, postings.version, postings.balance_after::text,
+    postings.posted_at
 FROM rewards
 LEFT JOIN postings ON postings.reward_id = rewards.reward_id
 WHERE rewards.user_id = %(user_id)s
@@ -295,7 +303,7 @@ async def list_rewards(
     cursor = await connection.execute(
         _LIST_REWARDS, {**chosen._asdict(), "before": before, "limit": limit}
     )
-    return [_recorded_reward(row) for row in await cursor.fetchall()]
+    return [recorded_reward(row) for row in await cursor.fetchall()]
 
 
 _GET_REWARD = """
@@ -303,8 +311,9 @@ SELECT
     rewards.number, rewards.reward_id, rewards.user_id, rewards.campaign_id, rewards.type,
     rewards.reward_type, rewards.reward_name, rewards.status, rewards.transaction_id,
     rewards.reward_category, rewards.details::text, rewards.reward_expires_at,
-    rewards.recorded_at, postings.debit_account, postings.credit_account, postings.currency,
-    postings.amount::text, postings.version, postings.balance_after::text, postings.posted_at
+    rewards.recorded_at, rewards.code, postings.debit_account, postings.credit_account,
+    postings.currency, postings.amount::text, postings.version, postings.balance_after::text,
+    postings.posted_at
 FROM rewards
 LEFT JOIN postings ON postings.reward_id = rewards.reward_id
 WHERE rewards.reward_id = %(reward_id)s
@@ -317,11 +326,12 @@ async def get_reward(connection: Connection, reward_id: str) -> RecordedReward:
     row = await cursor.fetchone()
     if row is None:
         raise RewardNotFound
-    return _recorded_reward(row)
+    return recorded_reward(row)
 
 
-def _recorded_reward(row: tuple[Any, ...]) -> RecordedReward:
-    told, booked = row[:13], row[13:]
+def recorded_reward(row: tuple[Any, ...]) -> RecordedReward:
+    """The reward of a row that has its columns and its posting's, as ``_GET_REWARD`` lists them."""
+    told, booked = row[:14], row[14:]
     debit, credit, currency, amount, version, balance_after, posted_at = booked
     posting = None
     if version is not None:

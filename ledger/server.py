@@ -3,28 +3,36 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, NoReturn, TypeAlias
+from collections.abc import Coroutine, Iterable
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
 import uvloop
-from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from ledger.access import Access, Pem
+from ledger.calls import CALLS_MAX, MESSAGE_SECONDS_MAX, Calls
+from ledger.config import AccessSettings, ServeSettings
+from ledger.counting import PUBLISH_EVERY_SECONDS
 from ledger.database import Pool, Role
-from ledger.errors import DeadlineExceeded, Overloaded, Unavailable, where
+from ledger.errors import Unavailable, where
+from ledger.exporting import exported
+from ledger.metrics import Load, Metrics
+from ledger.observing import Observer, observer_of
 from ledger.reading import BalanceKey, Reader
-from ledger.service import SERVICE, LedgerService, problem_of
-from ledger.v1 import ledger_pb2 as pb
+from ledger.service import SERVICE, LedgerService
 
 MESSAGE_SIZE_MAX_BYTES = 256 * 1024
-MESSAGE_SECONDS_MAX = 5.0
-"""How long a call's message may take to arrive."""
-CALLS_MAX = 1000
-"""How many calls of the service may run at once; health and reflection are not counted."""
+CONNECTIONS_MAX = 900
+"""How many callers may be connected at once: below the 1024 files that a process may usually have.
+Whoever comes then is closed out, and gRPC tries again."""
+PROBE_CONNECTIONS_MAX = 50
+HANDSHAKE_SECONDS_MAX = 10
+"""How long a new connection may take until it can carry calls."""
 CONNECTION_AGE_MAX_SECONDS = 600
 CONNECTION_AGE_GRACE_SECONDS = 10
 DRAIN_SECONDS_MAX = 5.0
@@ -32,6 +40,8 @@ DRAIN_SECONDS_MIN = 0.2
 """How long a call may take to reach its handler, if it had arrived when the drain began."""
 POOL_SIZE_MAX = 4
 HEALTH_INTERVAL_SECONDS = 1.0
+FILES_INTERVAL_SECONDS = 1.0
+"""How often certificates and callers are looked at; they are read at the second look."""
 BREAKDOWN_INTERVAL_SECONDS = 0.2
 """How often grpc.aio is asked whether it broke down."""
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -40,95 +50,6 @@ REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE
 
 log = logging.getLogger("ledger")
 
-Method = Callable[[Message], Awaitable[Message]]
-Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-
-
-class Calls(grpc.GenericRpcHandler):
-    """The service's calls: each message within a time limit, each error as its status.
-
-    One handler for all methods: grpc.aio waits anew on each registered method for every call.
-    """
-
-    def __init__(
-        self, service: LedgerService, *, message_seconds_max: float, calls_max: int
-    ) -> None:
-        self._message_seconds_max = message_seconds_max
-        self._calls_max = calls_max
-        self._running = 0
-        self._nothing_runs = asyncio.Event()
-        self._nothing_runs.set()
-        self._handlers: dict[str, Handler] = {}
-        for method in pb.DESCRIPTOR.services_by_name["LedgerService"].methods:
-            self.add(
-                f"/{SERVICE}/{method.name}",
-                getattr(service, _snake_case(method.name)),
-                getattr(pb, method.input_type.name),
-            )
-
-    def add(self, path: str, method: Method, request_type: type[Message]) -> None:
-        """Answer calls of ``path`` by ``method``, which takes a ``request_type``.
-
-        A unary handler of grpc.aio waits for ever for a message that never comes. This one takes
-        its one message from a stream instead; on the wire there is no difference.
-        """
-
-        async def answer(_requests: object, context: Context) -> bytes:
-            try:
-                self._begin(context)
-                request = request_type()
-                request.ParseFromString(await self._message(context))
-                return (await method(request)).SerializeToString()
-            except Exception as error:
-                await _refuse(error, context)
-
-        self._handlers[path] = grpc.stream_unary_rpc_method_handler(answer)
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
-        """The handler of a call's method; ``None`` becomes UNIMPLEMENTED."""
-        return self._handlers.get(handler_call_details.method)
-
-    async def drain(self) -> None:
-        """Returns when every running call has been answered and its answer was sent."""
-        await self._nothing_runs.wait()
-
-    def _begin(self, context: Context) -> None:
-        if self._running >= self._calls_max:
-            raise Overloaded
-        self._running += 1
-        self._nothing_runs.clear()
-        # The stub names a class that nobody can make.
-        context.add_done_callback(self._end)  # type: ignore[arg-type]
-
-    def _end(self, _context: Context) -> None:
-        self._running -= 1
-        if not self._running:
-            self._nothing_runs.set()
-
-    async def _message(self, context: Context) -> bytes:
-        try:
-            async with asyncio.timeout(self._message_seconds_max):
-                message = await context.read()
-        except TimeoutError:
-            raise DeadlineExceeded from None
-        # EOF, when the caller closed its side without a word, is not bytes.
-        if not isinstance(message, bytes):
-            raise DecodeError
-        return message
-
-
-def _snake_case(name: str) -> str:
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
-
-
-async def _refuse(error: Exception, context: Context) -> NoReturn:
-    problem, status = problem_of(error)
-    if problem.status is grpc.StatusCode.INTERNAL:
-        log.error("%s", where(error))
-    details = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(problem.status, problem.text, details)
-
 
 class Server(NamedTuple):
     """A gRPC server, its calls and its health."""
@@ -136,29 +57,107 @@ class Server(NamedTuple):
     grpc: grpc.aio.Server
     calls: Calls
     health: health.HealthServicer
+    probes: grpc.aio.Server
+    """Health and reflection alone, for those who cannot have what TLS asks for."""
+
+    def bind(self, address: str, access: Access) -> None:
+        """Serve callers at ``address``; raises ``InvalidSetting`` or ``OSError``."""
+        access.check(address)
+        credentials = _credentials(access)
+        try:
+            if credentials is None:
+                self.grpc.add_insecure_port(address)
+            else:
+                self.grpc.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise _taken(address) from None
+
+    def bind_probes(self, address: str) -> None:
+        """Serve health at ``address`` too, to everybody; raises ``OSError``."""
+        try:
+            self.probes.add_insecure_port(address)
+        except RuntimeError:
+            raise _taken(address) from None
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        await self.grpc.start()
+        await self.probes.start()
+
+    async def stop(self, seconds: float | None) -> None:
+        """Take no more calls; end those that still run after ``seconds``."""
+        await asyncio.gather(self.grpc.stop(seconds), self.probes.stop(seconds))
+
+
+def _taken(address: str) -> OSError:
+    return OSError(f"{address} cannot be bound: is something else listening there?")
 
 
 def create_server(
     service: LedgerService,
     *,
+    access: Access | None = None,
+    observer: Observer | None = None,
     shares_port: bool = False,
     message_seconds_max: float = MESSAGE_SECONDS_MAX,
     calls_max: int = CALLS_MAX,
+    connections_max: int = CONNECTIONS_MAX,
 ) -> Server:
-    """A server of ``service`` with health and reflection, not yet bound or started."""
-    server = grpc.aio.server(
-        options=(
-            # Else a second server on the same port starts without a word.
-            ("grpc.so_reuseport", int(shares_port)),
-            ("grpc.max_receive_message_length", MESSAGE_SIZE_MAX_BYTES),
-            ("grpc.max_connection_age_ms", CONNECTION_AGE_MAX_SECONDS * 1000),
-            ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_SECONDS * 1000),
-        )
+    """A server of ``service`` with health and reflection, not yet bound or started.
+
+    Without ``access`` everybody may ask everything, at a loopback address.
+    """
+    calls = Calls(
+        service,
+        access or Access(AccessSettings()),
+        observer or Observer(),
+        message_seconds_max=message_seconds_max,
+        calls_max=calls_max,
     )
-    calls = Calls(service, message_seconds_max=message_seconds_max, calls_max=calls_max)
     healths = health.HealthServicer()
-    server.add_generic_rpc_handlers((calls, *_health(healths), *_reflection()))
-    return Server(server, calls, healths)
+    open_to_all = (*_health(healths), *_reflection())
+    server = grpc.aio.server(options=_options(connections_max, shares_port=shares_port))
+    probes = grpc.aio.server(options=_options(PROBE_CONNECTIONS_MAX, shares_port=shares_port))
+    server.add_generic_rpc_handlers((calls, *open_to_all))
+    probes.add_generic_rpc_handlers(open_to_all)
+    return Server(server, calls, healths, probes)
+
+
+def _options(connections_max: int, *, shares_port: bool) -> tuple[tuple[str, int], ...]:
+    return (
+        # Else a second server on the same port starts without a word.
+        ("grpc.so_reuseport", int(shares_port)),
+        ("grpc.max_receive_message_length", MESSAGE_SIZE_MAX_BYTES),
+        ("grpc.max_allowed_incoming_connections", connections_max),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS_MAX * 1000),
+        ("grpc.max_connection_age_ms", CONNECTION_AGE_MAX_SECONDS * 1000),
+        ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_SECONDS * 1000),
+    )
+
+
+def _credentials(access: Access) -> grpc.ServerCredentials | None:
+    """TLS as the files say when a connection begins; ``None`` where there is none."""
+    told = access.pem()
+    if told is None:
+        return None
+
+    def renewed() -> "grpc.ServerCertificateConfiguration | None":
+        # Called by a thread of gRPC's at the start of every connection.
+        nonlocal told
+        before, told = told, access.pem()
+        return None if told is before or told is None else _configuration(told)
+
+    # The stub does not know that a fetcher may say that nothing is new.
+    fetcher: Any = renewed
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(told), fetcher, access.has_client_authorities
+    )
+
+
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(pem.key, pem.certificate)], pem.client_authorities
+    )
 
 
 # Not the packages' own functions, which register each method: see ``Calls``.
@@ -187,66 +186,81 @@ def _reflection() -> tuple[grpc.GenericRpcHandler, ...]:
     )
 
 
-async def serve(url: str, bind: str, *, shares_port: bool = False) -> None:
+async def serve(url: str, bind: str, settings: ServeSettings, *, shares_port: bool = False) -> None:
     """Serve on ``bind`` from the database of ``url`` until SIGTERM or SIGINT, then drain.
 
     ``shares_port`` lets other processes serve on the same port. Raises ``OSError`` when the
-    address cannot be had.
+    address cannot be had, and ``InvalidSetting`` when it must not.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve_until(stop, url, bind, shares_port=shares_port)
+    await serve_until(stop, url, bind, settings, shares_port=shares_port)
 
 
 async def serve_until(
     stop: asyncio.Event,
     url: str,
     bind: str,
+    settings: ServeSettings | None = None,
     *,
     shares_port: bool = False,
     message_seconds_max: float = MESSAGE_SECONDS_MAX,
     calls_max: int = CALLS_MAX,
+    connections_max: int = CONNECTIONS_MAX,
 ) -> None:
-    """``serve``, until ``stop`` is set."""
-    async with Pool(url, Role.READER, size_max=POOL_SIZE_MAX) as pool:
-        reader = Reader(pool)
+    """``serve``, until ``stop`` is set; nothing is logged or counted without ``settings``."""
+    settings = settings or ServeSettings()
+    access = Access(settings.access)
+    observer, metrics = observer_of(settings)
+    async with AsyncExitStack() as stack:
+        stack.callback(observer.close)
+        if metrics is not None and settings.metrics_bind is not None and not shares_port:
+            # What shares its port is counted together, by whoever started it.
+            stack.enter_context(exported(settings.metrics_bind, metrics.registry))
+        pool = await stack.enter_async_context(Pool(url, Role.READER, size_max=POOL_SIZE_MAX))
+        reader = Reader(pool, metrics.batch) if metrics is not None else Reader(pool)
         while not stop.is_set():
             server = create_server(
                 LedgerService(reader),
+                access=access,
+                observer=observer,
                 shares_port=shares_port,
                 message_seconds_max=message_seconds_max,
                 calls_max=calls_max,
+                connections_max=connections_max,
             )
-            try:
-                server.grpc.add_insecure_port(bind)
-            except RuntimeError:
-                raise OSError(
-                    f"{bind} cannot be bound: is something else listening there?"
-                ) from None
-            log.info("serving on %s", bind)
-            await _run(server, reader, stop)
+            server.bind(bind, access)
+            if settings.health_bind is not None:
+                server.bind_probes(settings.health_bind)
+            log.info("serving on %s, %s", bind, access.explain())
+            beside = [_follow_database(reader, server.health), _follow_files(access, server.calls)]
+            if metrics is not None:
+                beside.append(_keep_publishing(metrics, server.calls, pool, access))
+            await _run(server, stop, beside)
 
 
-async def _run(server: Server, reader: Reader, stop: asyncio.Event) -> None:
-    """Serve until ``stop`` is set, or until grpc.aio breaks down.
+async def _run(
+    server: Server, stop: asyncio.Event, beside: Iterable[Coroutine[None, None, None]]
+) -> None:
+    """Serve until ``stop`` is set, or until grpc.aio breaks down; ``beside`` runs meanwhile.
 
     A path that is not UTF-8 is enough for that: grpc.aio closes its port, and the process lives on
     without a word.
     """
     await _tell(server.health, is_serving=False)
-    await server.grpc.start()
-    following = asyncio.create_task(_follow_database(reader, server.health))
-    breaking = asyncio.create_task(_break_down(server.grpc))
+    await server.start()
+    tasks = [asyncio.create_task(coroutine) for coroutine in beside]
+    breaking = {asyncio.create_task(_break_down(each)) for each in (server.grpc, server.probes)}
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({breaking, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if breaking.done():
-        log.error("the server broke down and starts again: %s", breaking.result())
-        await server.grpc.stop(None)
+    done, _ = await asyncio.wait({*breaking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if broken := done & breaking:
+        log.error("the server broke down and starts again: %s", broken.pop().result())
+        await server.stop(None)
     else:
         await _drain(server)
-    for task in (following, breaking, stopping):
+    for task in (*tasks, *breaking, stopping):
         task.cancel()
 
 
@@ -262,15 +276,16 @@ async def _break_down(server: grpc.aio.Server) -> str:
 
 
 async def _drain(server: Server) -> None:
-    """Take no more calls, let the running ones finish, then end the streams and stop."""
+    """Take no more calls, end the streams, let the running calls finish, and stop."""
     await server.health.enter_graceful_shutdown()
-    stopping = asyncio.create_task(server.grpc.stop(DRAIN_SECONDS_MAX))
+    stopping = asyncio.create_task(server.stop(DRAIN_SECONDS_MAX))
+    server.calls.end_streams()
     await asyncio.wait({stopping}, timeout=DRAIN_SECONDS_MIN)
     draining = asyncio.create_task(server.calls.drain())
     await asyncio.wait({stopping, draining}, return_when=asyncio.FIRST_COMPLETED)
     draining.cancel()
     # Whoever watches health, or left reflection open, would hold us up for the whole time.
-    await server.grpc.stop(None)
+    await server.stop(None)
     await stopping
 
 
@@ -288,12 +303,40 @@ async def _follow_database(reader: Reader, healths: health.HealthServicer) -> No
         await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
 
 
+async def _follow_files(access: Access, calls: Calls) -> None:
+    """Read certificates and callers again when they change."""
+    while True:
+        await asyncio.sleep(FILES_INTERVAL_SECONDS)
+        if access.follow():
+            calls.check_streams()
+
+
+async def _keep_publishing(metrics: Metrics, calls: Calls, pool: Pool, access: Access) -> None:
+    """Publish what is counted, every second and at the end."""
+
+    def publish() -> None:
+        metrics.publish(Load(calls.running, calls.streams, *pool.stats(), access.is_behind))
+
+    try:
+        while True:
+            # To be blind is no reason to stop: whatever goes wrong here, callers are answered.
+            try:
+                publish()
+            except Exception as error:
+                log.warning("the metrics stand still: %s", where(error))
+            await asyncio.sleep(PUBLISH_EVERY_SECONDS)
+    finally:
+        publish()
+
+
 async def _tell(healths: health.HealthServicer, *, is_serving: bool) -> None:
     statuses = health_pb2.HealthCheckResponse
     for name in ("", SERVICE):
         await healths.set(name, statuses.SERVING if is_serving else statuses.NOT_SERVING)
 
 
-def run(url: str, bind: str, *, shares_port: bool = False) -> None:
+def run(
+    url: str, bind: str, settings: ServeSettings | None = None, *, shares_port: bool = False
+) -> None:
     """``serve`` on uvloop, for a process of its own."""
-    uvloop.run(serve(url, bind, shares_port=shares_port))
+    uvloop.run(serve(url, bind, settings or ServeSettings(), shares_port=shares_port))

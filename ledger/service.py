@@ -1,5 +1,8 @@
 """Request → reading → reply; errors become gRPC statuses in one table."""
 
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -9,12 +12,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 
-from ledger import page
+from ledger import page, place
+from ledger.callers import Scope, calling
 from ledger.errors import (
     DeadlineExceeded,
+    FellBehind,
     InvalidArgument,
     Overloaded,
+    PermissionDenied,
     RewardNotFound,
+    Unauthenticated,
     Unavailable,
 )
 from ledger.money import CURRENCY_CODE
@@ -27,7 +34,9 @@ from ledger.reading import (
     RewardFilter,
 )
 from ledger.reward import IDENTIFIER_LENGTH_MAX
+from ledger.seal import Seal
 from ledger.v1 import ledger_pb2 as pb
+from ledger.watching import HEARTBEAT_SECONDS, Committed, Feed, Stretch
 
 SERVICE = pb.DESCRIPTOR.services_by_name["LedgerService"].full_name
 DOMAIN = "reward-ledger"
@@ -53,11 +62,22 @@ PROBLEMS: dict[type[Exception], Problem] = {
     DecodeError: Problem(
         grpc.StatusCode.INVALID_ARGUMENT, "NOT_A_MESSAGE", "the request is not this message"
     ),
+    Unauthenticated: Problem(
+        grpc.StatusCode.UNAUTHENTICATED,
+        "UNAUTHENTICATED",
+        "no token and no certificate that is known here",
+    ),
+    PermissionDenied: Problem(
+        grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED", "the caller has not the scope"
+    ),
     RewardNotFound: Problem(
         grpc.StatusCode.NOT_FOUND, "REWARD_NOT_FOUND", "no reward has this reward_id"
     ),
     Overloaded: Problem(
         grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "too much is waiting already"
+    ),
+    FellBehind: Problem(
+        grpc.StatusCode.ABORTED, "FELL_BEHIND", "what came was not taken; go on from the token"
     ),
     DeadlineExceeded: Problem(
         grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "it took too long; ask again"
@@ -73,6 +93,13 @@ RETRY_SECONDS = 1
 """How long a caller is asked to wait before it asks again."""
 
 
+class Part(NamedTuple):
+    """A message of a stream, and the token with which the stream goes on behind it."""
+
+    message: bytes
+    token: str
+
+
 class LedgerService:
     """``ledger.v1.LedgerService``: each method takes its request and gives its reply.
 
@@ -81,6 +108,7 @@ class LedgerService:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._feed = Feed(reader.ask)
 
     async def get_balance(self, request: pb.GetBalanceRequest) -> pb.GetBalanceResponse:
         """One balance, now or as of a time; concurrent calls share a round trip."""
@@ -157,12 +185,42 @@ class LedgerService:
             ]
         )
 
+    async def watch_rewards(
+        self, request: pb.WatchRewardsRequest, end: Callable[[Exception], None]
+    ) -> AsyncGenerator[Part, None]:
+        """Rewards as they are committed; ``end`` is called to end it while it is not asking."""
+        is_chosen = _choice(request)
+        seal = await self._reader.seal()
+        start = place.BEGINNING if request.from_beginning else None
+        if request.WhichOneof("start") == "token":
+            start = place.place_of(seal, request.token)
+        loop = asyncio.get_running_loop()
+        is_due_at = 0.0
+        async with aclosing(self._feed.watch(start, end)) as stretches:
+            async for stretch in stretches:
+                if is_chosen is None:
+                    yield _shared_part(seal, stretch)
+                    continue
+                chosen = [each for each in stretch.rewards if is_chosen(each.reward)]
+                # Now and then also when all is passed over: a token must not grow old.
+                if chosen or not stretch.rewards or loop.time() >= is_due_at:
+                    is_due_at = loop.time() + HEARTBEAT_SECONDS
+                    yield _part(seal, stretch, chosen)
 
-def problem_of(error: BaseException) -> tuple[Problem, RpcStatus]:
-    """The row of the table for ``error``, and the details that its caller gets with it."""
+
+def problem_of(error: BaseException, token: str = "") -> tuple[Problem, RpcStatus]:
+    """The row of the table for ``error``, and the details that its caller gets with it.
+
+    ``token`` is where a stream that was ended goes on.
+    """
     problem = next(PROBLEMS[ancestor] for ancestor in type(error).__mro__ if ancestor in PROBLEMS)
     status = RpcStatus(code=problem.status.value[0], message=problem.text)
-    status.details.add().Pack(ErrorInfo(reason=problem.reason, domain=DOMAIN))
+    info = ErrorInfo(reason=problem.reason, domain=DOMAIN)
+    if isinstance(error, PermissionDenied):
+        info.metadata["scope"] = error.scope
+    if token:
+        info.metadata["token"] = token
+    status.details.add().Pack(info)
     if problem.status is grpc.StatusCode.INVALID_ARGUMENT:
         violation = BadRequest.FieldViolation(description=problem.text)
         if isinstance(error, InvalidArgument):
@@ -233,6 +291,41 @@ def _filter(request: pb.ListRewardsRequest) -> RewardFilter:
     )
 
 
+def _choice(request: pb.WatchRewardsRequest) -> Callable[[RecordedReward], bool] | None:
+    """Whether a reward is asked for; ``None`` when every one is."""
+    user_id = _identifier(request.user_id, "user_id") if request.user_id else None
+    currency = _currency(request.currency, "currency") if request.currency else None
+    campaign_id = _identifier(request.campaign_id, "campaign_id") if request.campaign_id else None
+    type_ = _identifier(request.type, "type") if request.type else None
+    if user_id is currency is campaign_id is type_ is None:
+        return None
+
+    def is_chosen(reward: RecordedReward) -> bool:
+        return (
+            user_id in {None, reward.user_id}
+            and campaign_id in {None, reward.campaign_id}
+            and type_ in {None, reward.type}
+            and currency in {None, reward.posting and reward.posting.currency}
+        )
+
+    return is_chosen
+
+
+def _shared_part(seal: Seal, stretch: Stretch) -> Part:
+    """Made once for all who may see the same of it."""
+    key = Scope.CODES in calling.get().scopes
+    if key not in stretch.made:
+        stretch.made[key] = _part(seal, stretch, stretch.rewards)
+    part: Part = stretch.made[key]
+    return part
+
+
+def _part(seal: Seal, stretch: Stretch, chosen: Sequence[Committed]) -> Part:
+    token = place.token(seal, stretch.through)
+    rewards = [_reward(each.reward) for each in chosen]
+    return Part(pb.WatchRewardsResponse(rewards=rewards, token=token).SerializeToString(), token)
+
+
 def _amount(currency: str, value: str) -> pb.Amount:
     return pb.Amount(currency=currency, value=value)
 
@@ -271,4 +364,5 @@ def _reward(reward: RecordedReward) -> pb.Reward:
         expires_at=_timestamp(reward.expires_at),
         recorded_at=_timestamp(reward.recorded_at),
         posting=posting,
+        code=(reward.code or "") if Scope.CODES in calling.get().scopes else "",
     )

@@ -26,24 +26,35 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def connected(port: int) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel of its own to whoever listens, or soon will."""
+async def connected(
+    port: int, credentials: grpc.ChannelCredentials | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel of its own to whoever listens, or soon will; over TLS with ``credentials``."""
     options = (*CHANNEL, ("grpc.use_local_subchannel_pool", 1))
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+    address = f"127.0.0.1:{port}"
+    if credentials is None:
+        opened = grpc.aio.insecure_channel(address, options=options)
+    else:
+        opened = grpc.aio.secure_channel(address, credentials, options=options)
+    async with opened as channel:
         await asyncio.wait_for(channel.channel_ready(), 20)
         yield channel
 
 
 @asynccontextmanager
 async def serving(
-    url: str, *, port: int | None = None, **options: Any
+    url: str,
+    *,
+    port: int | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    **options: Any,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server of this test's own, which is drained afterwards."""
     port = port or free_port()
     stop = asyncio.Event()
     server = asyncio.create_task(serve_until(stop, url, f"127.0.0.1:{port}", **options))
     try:
-        async with connected(port) as channel:
+        async with connected(port, credentials) as channel:
             yield channel
             stop.set()
             await server

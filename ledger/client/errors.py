@@ -13,6 +13,7 @@
         ├── Unreachable       nobody answers there, or the connection broke
         ├── BooksUnavailable  the service cannot reach its books
         ├── Overloaded        too much is waiting there already
+        ├── FellBehind        what was watched came faster than it was taken
         └── DeadlineExceeded  no answer within the time that was given
 
 A fault of the caller's own code, such as a time without a time zone, is a ``ValueError``.
@@ -124,6 +125,10 @@ class Overloaded(Unavailable):
     """Too much is waiting at the service already."""
 
 
+class FellBehind(Unavailable):
+    """What was watched came faster than it was taken; the last token goes on without a gap."""
+
+
 class DeadlineExceeded(Unavailable):
     """No answer came within the time that was given."""
 
@@ -135,6 +140,7 @@ REASONS: dict[str, type[ClientError]] = {
     "PERMISSION_DENIED": PermissionDenied,
     "REWARD_NOT_FOUND": RewardNotFound,
     "OVERLOADED": Overloaded,
+    "FELL_BEHIND": FellBehind,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "BOOKS_UNAVAILABLE": BooksUnavailable,
     "INTERNAL": ServiceFault,

@@ -54,6 +54,8 @@ def demo(say: Say) -> None:
             "INGRESS_TOKEN": VENDOR_TOKEN,
             "INGRESS_METRICS_BIND": "",
             "INGRESS_LOG": "off",
+            "LEDGER_METRICS_BIND": "",
+            "LEDGER_LOG": "off",
         }
         with running(read_settings(environment), environment) as started:
             _post_rewards(say, started)

@@ -67,9 +67,11 @@ def end_leftover(identity: Mapping[str, object]) -> None:
     psutil.wait_procs(alive, timeout=STOP_SECONDS_MAX)
 
 
-def end_with_parent() -> None:
-    """Ask this process to end when the one that started it is gone, however that one ended."""
-    parent = os.getppid()
+def end_with(parent: int) -> None:
+    """Ask this process to end when ``parent``, which started it, is gone, however that ended.
+
+    Its number must be told: it may be gone before this one can look.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 
 from ledger.config import Settings, address
 from ledger.database import Role
+from ledger.exporting import ENVIRONMENT_NAME
 from ledger.operations import processes
 from ledger.operations.migrate import migrate
 from ledger.operations.serve import AddressTaken, check_free
@@ -72,7 +73,8 @@ def running(settings: Settings, environment: Mapping[str, str]) -> Iterator[Runn
         common = {**environment, "INGRESS_BIND": ingress, "LEDGER_BIND": settings.bind}
         # The secrets of the door are the door's alone.
         door = {**common, "INGRESS_TOKEN": token} if token else common
-        service = {name: common[name] for name in common if not name.startswith("INGRESS_")}
+        doors_own = ("INGRESS_", ENVIRONMENT_NAME)
+        service = {name: common[name] for name in common if not name.startswith(doors_own)}
         children: list[processes.Child] = []
         stack.callback(lambda: processes.stop(children))
         for name, role, bind, told in (

@@ -1,12 +1,18 @@
-"""``ledger verify``: the books against themselves.
+"""``ledger verify``: the books against themselves, and against what the ingress counted.
 
 Everything that can be derived is derived again, from the postings and from the rewards, and each
 difference is named. It reads one snapshot and never writes.
+
+Of what the ingress counted, two things are true whatever was killed when. Each worker writes both
+sides of its sum at once, so the sum holds in every row. And it counts only what was committed
+before, so the books hold at least what it counted; they may hold more, because what a worker did
+in its last second nobody has counted.
 """
 
 from typing import NamedTuple
 
 from ledger.database import Connection
+from ledger.tallying import Tally
 
 
 class Finding(NamedTuple):
@@ -34,6 +40,17 @@ async def verify(connection: Connection) -> list[Finding]:
             cursor = await connection.execute(query)
             findings += [Finding(rule, *row) for row in await cursor.fetchall()]
     return findings
+
+
+def in_words(tally: Tally) -> str:
+    """The sum of ``tally`` as a line for a person, without what never happened."""
+    outcomes = [
+        f"{outcome.replace('_', ' ')} {count}"
+        for outcome, count in tally.outcomes().items()
+        if count
+    ]
+    is_so = "=" if tally.believed == sum(tally.outcomes().values()) else "is not"
+    return f"believed deliveries {tally.believed} {is_so} {' + '.join(outcomes) or 0}"
 
 
 _BALANCES = """
@@ -183,6 +200,42 @@ WHERE (derived.amount, derived.postings, derived.users)
     IS DISTINCT FROM (held.amount, held.postings, held.users)
 """
 
+_PLACES = """
+SELECT reward_id, 'in 1 commit', 'in ' || count(commits.position)
+FROM rewards
+LEFT JOIN commits
+    ON commits.written_by = rewards.written_by
+    AND rewards.number BETWEEN commits.first_number AND commits.last_number
+GROUP BY reward_id
+HAVING count(commits.position) <> 1
+"""
+
+_OUTCOMES = """
+SELECT 'worker ' || worker, answered::text, believed::text
+FROM (
+    SELECT worker, believed,
+           credited + recorded + ignored + replayed + conflicts + quarantined + spooled
+               + unavailable + abandoned + in_flight AS answered
+    FROM tallies
+) AS counted
+WHERE believed <> answered
+"""
+
+_COUNTED = """
+SELECT subject, 'at least ' || counted, found::text
+FROM (
+    SELECT 'postings' AS subject, (SELECT sum(credited) FROM tallies) AS counted,
+           (SELECT count(*) FROM postings) AS found
+    UNION ALL
+    SELECT 'rewards without a posting', (SELECT sum(recorded) FROM tallies),
+           (SELECT count(*) FROM rewards WHERE currency IS NULL)
+    UNION ALL
+    SELECT 'deliveries seen by the quarantine', (SELECT sum(kept) FROM tallies),
+           (SELECT coalesce(sum(seen), 0) FROM quarantine)
+) AS compared
+WHERE found < counted
+"""
+
 _RULES = {
     "a balance is the sum of its entries": _BALANCES,
     "a user's balance has the time of its last posting": _BALANCE_TIMES,
@@ -195,4 +248,7 @@ _RULES = {
     "the digest is of the believed bytes": _DIGESTS,
     "debits and credits of a currency are the sum of its postings": _TOTALS,
     "a period's totals are the sum of its postings": _PERIODS,
+    "each reward has one place in commit order": _PLACES,
+    "each believed delivery has one outcome": _OUTCOMES,
+    "what the ingress counted as done stands in the books": _COUNTED,
 }

@@ -13,7 +13,7 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from ledger.database import Pool, Role, WrongProcess, array, conninfo, translated
+from ledger.database import Pool, PoolStats, Role, WrongProcess, array, conninfo, translated
 from ledger.errors import BrokenRule, DatabaseUnavailable, LedgerError, Overloaded
 from tests.conftest import OWNER, Database, Run
 
@@ -115,6 +115,26 @@ def test_a_pool_hands_out_no_more_connections_than_it_may(database: Database, ru
         async with Pool(database.url(), Role.READER, size_max=2) as pool:
             await asyncio.gather(*(work(pool) for _ in range(20)))
         assert 1 <= len(seen) <= 2
+
+    run(main())
+
+
+def test_a_pool_says_how_it_is_used(database: Database, run: Run) -> None:
+    async def main() -> None:
+        async with Pool(database.url(), Role.READER, size_max=2) as pool:
+
+            async def ask() -> None:
+                async with pool.connection():
+                    await asyncio.sleep(0.2)
+
+            asking = [asyncio.create_task(ask()) for _ in range(5)]
+            async with asyncio.timeout(10):
+                while pool.stats() != PoolStats(size=2, idle=0, waiting=3):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await asyncio.gather(*asking)
+            async with asyncio.timeout(10):
+                while pool.stats() != PoolStats(size=2, idle=2, waiting=0):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
     run(main())
 

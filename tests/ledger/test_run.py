@@ -87,6 +87,8 @@ def place() -> Iterator[Place]:
                 "LEDGER_BIND": free_address(),
                 "INGRESS_METRICS_BIND": "",
                 "INGRESS_LOG": "off",
+                "LEDGER_METRICS_BIND": "",
+                "LEDGER_LOG": "off",
             },
             [],
         )

@@ -58,6 +58,12 @@ ROWS = {
         "users": "1",
     },
     "sealing_keys": {"key": "sha256('')", "is_only": "true"},
+    "commits": {
+        "written_by": "'9'",
+        "first_number": "8",
+        "last_number": "8",
+        "committed_at": "clock_timestamp()",
+    },
 }
 """A row of each table that is accepted as it stands."""
 
@@ -199,6 +205,14 @@ ROW_REFUSALS = [
         Refusal(insert("period_totals", users=users), CHECK, "period_users_are_counted_once")
         for users in ("-1", "3")
     ),
+    Refusal(insert("commits", last_number="7"), CHECK, "commit_numbers_are_in_order"),
+    Refusal(
+        insert("commits")
+        .replace("(", "(position, ", 1)
+        .replace("VALUES (", "OVERRIDING SYSTEM VALUE VALUES (1, "),
+        UNIQUE,
+        "commit_position_is_used_once",
+    ),
 ]
 
 OWNERS_REFUSALS = [
@@ -223,6 +237,9 @@ CHANGES = [
     "TRUNCATE balances",
     "DELETE FROM period_totals",
     "TRUNCATE period_totals",
+    "UPDATE commits SET last_number = last_number",
+    "DELETE FROM commits",
+    "TRUNCATE commits",
     "UPDATE currencies SET scale = 3",
     "DELETE FROM currencies",
     "DELETE FROM currencies WHERE code = 'XOF'",
@@ -292,7 +309,7 @@ def refusal(books: Database, role: str, statement: str) -> tuple[str | None, str
 
 
 @pytest.mark.parametrize("role", [WRITER, OWNER])
-@pytest.mark.parametrize("table", ["rewards", "postings", "balances", "period_totals"])
+@pytest.mark.parametrize("table", ["rewards", "postings", "balances", "period_totals", "commits"])
 def test_the_row_that_the_refusals_change_is_accepted(
     books: Database, role: str, table: str
 ) -> None:
@@ -333,7 +350,12 @@ def test_every_rule_of_the_database_is_broken_here() -> None:
     broken = {
         refusal.constraint for refusal in (*CURRENCY_REFUSALS, *ROW_REFUSALS, *OWNERS_REFUSALS)
     }
-    names = ("0001_books.sql", "0005_sealing_key.sql", "0006_period_totals.sql")
+    names = (
+        "0001_books.sql",
+        "0004_watching.sql",
+        "0005_sealing_key.sql",
+        "0006_period_totals.sql",
+    )
     text = "".join((MIGRATIONS / name).read_text() for name in names)
     assert broken == set(re.findall(r"CONSTRAINT (\w+)\s+(?:CHECK|UNIQUE|PRIMARY|FOREIGN)", text))
 
@@ -364,7 +386,7 @@ def test_the_reader_writes_nothing(books: Database, statement: str) -> None:
 
 RELATIONS = (
     *("currencies", "rewards", "postings", "balances", "entries"),
-    *("period_totals", "sealing_keys"),
+    *("period_totals", "sealing_keys", "commits"),
 )
 READERS_ONLY = {"entries", "sealing_keys"}
 BOOKS = "{" + ",".join(RELATIONS) + "}"
@@ -388,7 +410,7 @@ def test_a_service_has_no_right_to_the_books_that_is_not_listed_here(books: Data
         + [(WRITER, relation, "SELECT") for relation in RELATIONS if relation not in READERS_ONLY]
         + [
             (WRITER, table, "INSERT")
-            for table in ("rewards", "postings", "balances", "period_totals")
+            for table in ("rewards", "postings", "balances", "period_totals", "commits")
         ]
         + [(WRITER, f"period_totals.{c}", "UPDATE") for c in ("amount", "postings", "users")]
         + [
@@ -453,7 +475,7 @@ def test_every_table_view_and_index_says_what_it_is_for(books: Database) -> None
         LEFT JOIN pg_constraint ON conindid = pg_class.oid AND contype IN ('p', 'u', 'x')
         WHERE coalesce(indrelid, pg_class.oid) = ANY('{BOOKS}'::regclass[])
     """)
-    assert len(described) == 6 + 1 + 10
+    assert len(described) == 7 + 1 + 13
     for name, kind, comment in described:
         assert comment, f"{name} has no comment"
         # An index stands for a question that is asked of it.

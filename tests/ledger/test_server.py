@@ -250,6 +250,51 @@ def test_more_calls_than_the_limit_are_refused_at_once_and_health_is_not(
     run(main())
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
+
+
+def test_more_connections_than_the_limit_are_closed_and_the_others_live_on(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        port = free_port()
+        async with serving_books(database, port=port, connections_max=5) as channel:
+            writers = []
+            while True:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writers.append(writer)
+                writer.write(PREFACE)
+                if not await asyncio.wait_for(reader.read(1), 20):
+                    break
+            # The channel's own is one of the five.
+            assert len(writers) == 5
+            assert await value(channel) == "400"
+            for writer in writers:
+                writer.close()
+            async with connected(port) as another:
+                assert await value(another) == "400"
+
+    run(main())
+
+
+@pytest.mark.parametrize("sent", [b"", b"PRI * HTTP/2.0", b"GET / HTTP/1.1\r\n"])
+def test_a_connection_that_never_begins_is_closed(
+    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("ledger.server.HANDSHAKE_SECONDS_MAX", 1)
+
+    async def main() -> None:
+        port = free_port()
+        async with serving_books(database, port=port) as channel:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            await asyncio.wait_for(reader.read(-1), 20)
+            writer.close()
+            assert await value(channel) == "400"
+
+    run(main())
+
+
 # Trouble with the books
 
 

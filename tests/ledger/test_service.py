@@ -494,7 +494,7 @@ def test_a_page_token_of_another_filter_is_refused(database: Database, run: Run)
     run(main())
 
 
-def test_a_reward_is_told_whole_but_for_its_code(database: Database, run: Run) -> None:
+def test_a_reward_is_told_whole_but_for_its_bytes(database: Database, run: Run) -> None:
     expires_at = datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC)
     told = reward(
         "second",
@@ -506,7 +506,7 @@ def test_a_reward_is_told_whole_but_for_its_code(database: Database, run: Run) -
         transaction_id="transaction-1",
         reward_category="RM",
         details='{"rewardCategory": "RM", "a":  1.0}',
-        code="SECRET-CODE",
+        code="CODE123",
         reward_expires_at=expires_at,
         believed_bytes=b"SECRET-BYTES",
     )
@@ -534,6 +534,7 @@ def test_a_reward_is_told_whole_but_for_its_code(database: Database, run: Run) -
             category="RM",
             details_json='{"rewardCategory": "RM", "a":  1.0}',
             expires_at=timestamp(expires_at),
+            code="CODE123",
             posting=pb.Posting(
                 debit_account="campaign:campaign-1",
                 credit_account="user:user-1",

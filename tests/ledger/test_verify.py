@@ -3,7 +3,9 @@
 import pytest
 
 from ledger.database import Role
-from ledger.operations.verify import Finding, verify
+from ledger.operations.verify import Finding, in_words, verify
+from ledger.quarantine import Unposted, keep
+from ledger.tallying import Tally
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
 from tests.rewards import reward
@@ -129,6 +131,16 @@ CORRUPTIONS = {
         "a period's totals are the sum of its postings"
     },
     "DELETE FROM rewards WHERE reward_id = 'r6'": {"what was told is what was posted"},
+    "UPDATE rewards SET written_by = '1' WHERE reward_id = 'r6'": {
+        "each reward has one place in commit order"
+    },
+    "UPDATE commits SET first_number = first_number + 1": {
+        "each reward has one place in commit order"
+    },
+    "INSERT INTO commits (written_by, first_number, last_number)"
+    " SELECT written_by, number, number FROM rewards WHERE reward_id = 'r6'": {
+        "each reward has one place in commit order"
+    },
 }
 
 
@@ -155,3 +167,101 @@ def test_a_digest_that_is_not_of_the_believed_bytes_is_named(database: Database,
     (finding,) = findings(database, run)
     assert finding.rule == "the digest is of the believed bytes"
     assert finding.subject == "r8"
+
+
+# What the ingress counted
+
+COUNTED = {
+    "believed": 20,
+    "credited": 7,
+    "recorded": 1,
+    "ignored": 1,
+    "replayed": 2,
+    "conflicts": 1,
+    "quarantined": 2,
+    "spooled": 1,
+    "unavailable": 2,
+    "abandoned": 1,
+    "in_flight": 2,
+    "kept": 3,
+}
+"""As much as the books of ``fill`` hold, and adding up."""
+
+
+def fill_and_count(database: Database, run: Run, **counted: int) -> None:
+    fill(database, run)
+
+    async def main() -> None:
+        async with database.connected() as connection:
+            refused = [Unposted(b"[]", "NotAReward"), Unposted(b"{", "NotJson")]
+            await keep(connection, [*refused, refused[0]])
+
+    run(main())
+    row = COUNTED | counted
+    database.rows(
+        f"INSERT INTO tallies (worker, {', '.join(row)})"
+        f" VALUES (gen_random_uuid(), {', '.join(map(str, row.values()))})"
+    )
+
+
+def test_counts_that_add_up_and_are_in_the_books_are_no_finding(
+    database: Database, run: Run
+) -> None:
+    fill_and_count(database, run)
+    assert findings(database, run) == []
+
+
+def test_books_that_hold_more_than_was_counted_are_no_finding(database: Database, run: Run) -> None:
+    fill_and_count(database, run, believed=17, credited=5, recorded=0, kept=0)
+    assert findings(database, run) == []
+
+
+@pytest.mark.parametrize("outcome", Tally().outcomes())
+@pytest.mark.parametrize("difference", [1, -1])
+def test_a_believed_delivery_without_an_outcome_or_with_two_is_named(
+    database: Database, run: Run, outcome: str, difference: int
+) -> None:
+    fill_and_count(database, run, **{outcome: COUNTED[outcome] + difference})
+    found = [
+        finding
+        for finding in findings(database, run)
+        if finding.rule == "each believed delivery has one outcome"
+    ]
+    assert [(one.expected, one.found) for one in found] == [(str(20 + difference), "20")]
+
+
+def test_differences_of_two_workers_do_not_hide_each_other(database: Database, run: Run) -> None:
+    fill_and_count(database, run, believed=21)
+    database.rows("INSERT INTO tallies (worker, ignored) VALUES (gen_random_uuid(), 1)")
+    assert len(findings(database, run)) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "subject", "held"),
+    [
+        ("credited", "postings", 7),
+        ("recorded", "rewards without a posting", 1),
+        ("kept", "deliveries seen by the quarantine", 3),
+    ],
+)
+def test_what_was_counted_and_is_not_in_the_books_is_named(
+    database: Database, run: Run, count: str, subject: str, held: int
+) -> None:
+    more = {count: held + 1} | ({} if count == "kept" else {"believed": 21})
+    fill_and_count(database, run, **more)
+    assert findings(database, run) == [
+        Finding(
+            "what the ingress counted as done stands in the books",
+            subject,
+            f"at least {held + 1}",
+            str(held),
+        )
+    ]
+
+
+def test_the_sum_is_told_without_what_never_happened() -> None:
+    assert in_words(Tally()) == "believed deliveries 0 = 0"
+    assert in_words(Tally(believed=4, credited=3, in_flight=1, kept=7)) == (
+        "believed deliveries 4 = credited 3 + in flight 1"
+    )
+    assert in_words(Tally(believed=4, credited=3)) == "believed deliveries 4 is not credited 3"

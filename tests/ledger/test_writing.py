@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -654,6 +654,31 @@ def test_a_text_that_has_no_encoding_fails_alone(database: Database, run: Run) -
         assert isinstance(refused, UnicodeEncodeError)
         assert isinstance(before, Receipt)
         assert isinstance(after, Receipt)
+
+    run(main())
+
+
+def test_an_observer_hears_of_each_batch_that_is_committed(database: Database, run: Run) -> None:
+    async def main() -> None:
+        heard: list[tuple[list[str], list[str]]] = []
+
+        def observe(rewards: Sequence[Reward], outcomes: Sequence[Outcome]) -> None:
+            (count,) = database.rows("SELECT count(*) FROM rewards")
+            assert count == (3,)
+            told = [one.status if isinstance(one, Receipt) else "refused" for one in outcomes]
+            heard.append(([one.reward_id for one in rewards], told))
+
+        async with Pool(database.url(), Role.WRITER, size_max=1) as pool:
+            writer = Writer(pool, observe_batch=observe)
+            sent = [reward("a"), reward("b", amount=None), reward("c"), reward("d", currency="NO")]
+            await asyncio.gather(*(writer.post(one) for one in sent))
+            await writer.post(reward("a"))
+            assert isinstance(await writer.post(reward("a", user_id="other")), IdempotencyConflict)
+        assert heard == [
+            (["a", "b", "c", "d"], ["credited", "recorded", "credited", "refused"]),
+            (["a"], ["replayed"]),
+            (["a"], ["refused"]),
+        ]
 
     run(main())
 
