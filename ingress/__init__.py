@@ -6,5 +6,5 @@ and ``tokens`` (what is believed), ``payload`` with ``mapping``, ``source`` and 
 (what it says), ``keeping`` and ``replaying`` (what cannot be posted), ``spooling``, ``spool``,
 ``spool_file`` and ``draining`` (while Postgres is away). Then ``app``, which puts them together,
 ``config``, ``gunicorn_conf`` and ``ending``; and what is seen from outside: ``observation``,
-``observing``, ``lines``, ``metrics``, ``exporting``, ``tracing`` and ``health``.
+``observing``, ``metrics``, ``watching``, ``tallying``, ``sharing``, ``exporting`` and ``health``.
 """

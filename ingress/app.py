@@ -1,8 +1,9 @@
 """Puts the ingress together; errors become HTTP statuses in one table."""
 
+import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from random import randint
 from typing import Any, NamedTuple
@@ -15,21 +16,26 @@ from ingress import observing
 from ingress.config import IngressSettings, read_settings
 from ingress.draining import Keep, Read
 from ingress.health import Live, Ready, can_post
-from ingress.keeping import unposted
+from ingress.keeping import Keeper, unposted
 from ingress.observation import observation
 from ingress.payload import read_reward
 from ingress.receiving import DeliveryApp
+from ingress.sharing import LOOK_EVERY_SECONDS, Sharing
 from ingress.spool import Delivery, Spool
-from ingress.spooling import SpoolingBooks
-from ingress.webhook import Books, CustomerGluWebhook, Keeper
+from ingress.spooling import SpoolingBooks, SpoolingQuarantine
+from ingress.tallying import WRITE_EVERY_SECONDS, CountingKeeper, Tallying
+from ingress.watching import Watching
+from ingress.webhook import Books, CustomerGluWebhook
 from ledger import errors as books
 from ledger.database import Pool, Role
 from ledger.quarantine import Quarantine
-from ledger.writing import WAIT_SECONDS_MAX, Writer
+from ledger.reward import Reward
+from ledger.writing import WAIT_SECONDS_MAX, ObserveBatch, Outcome, Writer
 
 PATH = "/v1/webhooks/customerglu"
-POOL_SIZE_MAX = 3
-"""One connection that posts, one that keeps what cannot be posted, one for the probe."""
+POOL_SIZE_MAX = 4
+"""One connection that posts, one that keeps what cannot be posted, one for the probe, and one for
+what counts and looks."""
 SPOOL_AFTER_SECONDS = 1.5
 """How long the books may take before a delivery is spooled: there must be time left for that."""
 RETRY_AFTER_SECONDS_MAX = 5
@@ -100,24 +106,44 @@ def from_environment(settings: IngressSettings | None = None) -> DeliveryApp:
     """
     settings = settings or read_settings()
     pool = Pool(settings.database_url, Role.WRITER, size_max=POOL_SIZE_MAX)
+    metrics, observer = observing.from_environment({row.slug for row in PROBLEMS.values()})
+    watching, tallying = Watching(metrics, pool), Tallying(pool, metrics.counts)
+    sharing = Sharing(pool, observer.shares_transaction)
     quarantine = Quarantine(pool)
+    counted = CountingKeeper(quarantine, metrics.counts)
     has_spool = settings.spool is not None
-    writer = Writer(pool, wait_seconds_max=SPOOL_AFTER_SECONDS if has_spool else WAIT_SECONDS_MAX)
-    spooling = _spooling(settings, pool, writer, quarantine)
-    app = create_app(settings, spooling or writer, quarantine)
+    writer = Writer(
+        pool,
+        wait_seconds_max=SPOOL_AFTER_SECONDS if has_spool else WAIT_SECONDS_MAX,
+        observe_batch=_each_of(watching.posted, sharing.posted),
+    )
+    spooling = _spooling(settings, pool, writer, counted)
+    keeper = counted if spooling is None else SpoolingQuarantine(counted, spooling)
+    app = create_app(settings, spooling or writer, keeper)
     app.add_route("/livez", Live())
     app.add_route(
         "/readyz",
         Ready(partial(can_post, pool), lambda: spooling is not None and spooling.can_spool),
     )
-    metrics, observer = observing.from_environment({row.slug for row in PROBLEMS.values()})
+    watching.begin(spooling)
+    metrics.watch(tallying.write, WRITE_EVERY_SECONDS)
+    metrics.watch(sharing.look, LOOK_EVERY_SECONDS)
+    lifespan = _Lifespan(pool, writer, quarantine, spooling, (sharing.end, tallying.end))
     # Shut down from the last to the first: what is still posted is still told and counted.
-    app.add_middleware([metrics, observer, _Lifespan(pool, writer, quarantine, spooling)])
+    app.add_middleware([metrics, observer, lifespan])
     return app
 
 
+def _each_of(*observers: ObserveBatch) -> ObserveBatch:
+    def observe(rewards: Sequence[Reward], outcomes: Sequence[Outcome]) -> None:
+        for each in observers:
+            each(rewards, outcomes)
+
+    return observe
+
+
 def _spooling(
-    settings: IngressSettings, pool: Pool, writer: Writer, quarantine: Quarantine
+    settings: IngressSettings, pool: Pool, writer: Writer, quarantine: Keeper
 ) -> SpoolingBooks | None:
     if settings.spool is None:
         return None
@@ -145,7 +171,10 @@ def keep_spooled(quarantine: Keeper, read: Read) -> Keep:
 
 
 class _Lifespan:
-    """Opens the pool when the worker has started, so after the fork; empties and closes it."""
+    """Opens the pool when the worker has started, so after the fork; empties and closes it.
+
+    ``endings`` are awaited in between, when nothing more is posted.
+    """
 
     def __init__(
         self,
@@ -153,11 +182,13 @@ class _Lifespan:
         writer: Writer,
         quarantine: Quarantine,
         spooling: SpoolingBooks | None,
+        endings: Sequence[Callable[[], Awaitable[None]]],
     ) -> None:
         self._pool = pool
         self._writer = writer
         self._quarantine = quarantine
         self._spooling = spooling
+        self._endings = endings
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Falcon's hook for the start of a worker."""
@@ -171,6 +202,7 @@ class _Lifespan:
             await self._spooling.stop()
         await self._writer.drain()
         await self._quarantine.drain()
+        await asyncio.gather(*(end() for end in self._endings))
         await self._pool.close()
 
 

@@ -2,13 +2,13 @@
 
 The process is a child of gunicorn's master, started by exec, so it holds no lock and no socket of
 anybody else's, and ends when the master does, however that ended. A thread in the master would be
-copied, with whatever it had locked, into each worker that is forked while somebody reads.
+copied, with whatever it had locked, into each worker that is forked while somebody reads. When it
+ends alone, the master starts it again.
 
 It takes any address it is given: bind it to loopback or to a network of your own.
 """
 
 import atexit
-import fcntl
 import logging
 import os
 import shutil
@@ -16,26 +16,25 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Metric, multiprocess, start_http_server
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.registry import Collector
+from prometheus_client import start_http_server
 
 from ledger.config import address
-from ledger.errors import where
+from ledger.exporting import ENVIRONMENT_NAME, keep_counts, registry_of
 
-ENVIRONMENT_NAME = "PROMETHEUS_MULTIPROC_DIR"
-"""prometheus-client's own name for the directory in which workers keep what they count."""
 DEFAULT_BIND = "127.0.0.1:9464"
+
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 1.0, 60.0
+"""How long to wait before it is started again: twice as long each time that it did not live for
+the longest pause."""
 
 log = logging.getLogger("ingress")
 
 _own_directory: Path | None = None
-_child: int | None = None
+_exporter: "Exporter | None" = None
 
 
 def read_metrics_bind(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -68,67 +67,92 @@ def prepare() -> None:
     atexit.register(_remove, _own_directory, os.getpid())
 
 
-def start(bind: str) -> None:
-    """Start the process that serves ``/metrics`` on ``bind``; in the master, once."""
-    global _child  # noqa: PLW0603 - one for each master
-    directory = os.environ[ENVIRONMENT_NAME]
+def start(bind: str, arbiter: Any) -> None:  # noqa: ANN401 - gunicorn's arbiter
+    """Have ``/metrics`` served on ``bind`` while ``arbiter``, the master, runs; once in it."""
+    global _exporter  # noqa: PLW0603 - one for each master
     keep_or_remove = "keep" if _own_directory is None else "remove"
-    arguments = ["-m", __name__, directory, bind, str(os.getpid()), keep_or_remove]
-    # Not by `subprocess`, whose object each worker would inherit and complain about at its end.
-    _child = os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ)
+    exporter = _exporter = Exporter(
+        ["-m", __name__, os.environ[ENVIRONMENT_NAME], bind, str(os.getpid()), keep_or_remove]
+    )
+    exporter.look()
+    manage_workers = arbiter.manage_workers
+
+    def manage() -> None:
+        exporter.look()
+        manage_workers()
+
+    # Gunicorn has no hook for a child that is no worker, nor for the passing of time; this it does
+    # once a second, and not any more when it stops.
+    arbiter.manage_workers = manage
 
 
 def stop() -> None:
-    """End that process, unless it has ended, and gunicorn has cleared it away."""
-    if _child is None:
-        return
-    with suppress(ChildProcessError):
-        if os.waitpid(_child, os.WNOHANG) == (0, 0):
-            os.kill(_child, signal.SIGTERM)
-            os.waitpid(_child, 0)
+    """End what serves ``/metrics``."""
+    if _exporter is not None:
+        _exporter.end()
+
+
+class Exporter:
+    """The process that serves ``/metrics``, as its parent sees it: Python with ``arguments``."""
+
+    def __init__(
+        self, arguments: Sequence[str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._arguments = arguments
+        self._clock = clock
+        self._process_id: int | None = None
+        self._started_at = self._start_at = clock()
+        self._pause_seconds = PAUSE_SECONDS_MIN
+
+    def look(self) -> None:
+        """Start it, at first and after a pause when it has ended. Never raises: the master goes on.
+
+        To be called about once a second.
+        """
+        now = self._clock()
+        if self._process_id is not None:
+            if _is_alive(self._process_id):
+                return
+            self._process_id = None
+            if now - self._started_at > PAUSE_SECONDS_MAX:
+                self._pause_seconds = PAUSE_SECONDS_MIN
+            self._put_off(now)
+            log.error("what serves /metrics has ended; it is started again")
+        if now < self._start_at:
+            return
+        try:
+            # Not by `subprocess`, whose object each worker would inherit and complain about.
+            self._process_id = os.posix_spawn(
+                sys.executable, [sys.executable, *self._arguments], os.environ
+            )
+            self._started_at = now
+        except OSError as error:
+            self._put_off(now)
+            log.error("what serves /metrics cannot be started: %s", error.strerror)
+
+    def end(self) -> None:
+        """End it, and wait until it has."""
+        if self._process_id is not None and _is_alive(self._process_id):
+            os.kill(self._process_id, signal.SIGTERM)
+            os.waitpid(self._process_id, 0)
+        self._process_id = None
+
+    def _put_off(self, now: float) -> None:
+        self._start_at = now + self._pause_seconds
+        self._pause_seconds = min(2 * self._pause_seconds, PAUSE_SECONDS_MAX)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        return os.waitpid(process_id, os.WNOHANG) == (0, 0)
+    except ChildProcessError:
+        # Gunicorn has cleared it away.
+        return False
 
 
 def worker_ended(process_id: int) -> None:
-    """Keep what an ended worker had counted; what it alone could know is gone with it.
-
-    Its files are added to those of all that ended before: a pair more for each worker that ever
-    was would make every scrape slower than the one before. Never raises: that would end gunicorn.
-    """
-    try:
-        _keep_counts(Path(os.environ[ENVIRONMENT_NAME]), process_id)
-    except Exception as error:
-        log.warning("the counts of worker %d are lost: %s", process_id, where(error))
-
-
-def _keep_counts(directory: Path, process_id: int) -> None:
-    with _locked(directory):
-        untyped: Any = multiprocess.mark_process_dead
-        untyped(process_id, str(directory))
-        for kind in ("counter", "histogram", "gauge_max"):
-            ended = directory / f"{kind}_{process_id}.db"
-            if ended.exists():
-                try:
-                    _fold(ended, directory / f"{kind}_0.db", takes_larger=kind == "gauge_max")
-                finally:
-                    # One that cannot be read would spoil every scrape.
-                    ended.unlink()
-
-
-def _fold(source: Path, target: Path, *, takes_larger: bool) -> None:
-    untyped: Any = MmapedDict
-    ended = list(untyped.read_all_values_from_file(str(source)))
-    with closing(untyped(str(target))) as values:
-        for key, value, _, _ in ended:
-            before, _ = values.read_value(key)
-            values.write_value(key, max(before, value) if takes_larger else before + value, 0.0)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Nobody else folds or reads meanwhile: a count seen twice would look like a jump."""
-    with (directory / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    """Keep what an ended worker had counted. Never raises: that would end gunicorn."""
+    keep_counts(Path(os.environ[ENVIRONMENT_NAME]), process_id)
 
 
 def _remove(directory: Path, owner: int) -> None:
@@ -137,23 +161,9 @@ def _remove(directory: Path, owner: int) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-class _AllWorkers(Collector):
-    """The sums of all workers, those included that ended."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        untyped: Any = multiprocess.MultiProcessCollector
-        self._collector = untyped(None, str(directory))
-
-    def collect(self) -> Iterable[Metric]:
-        with _locked(self._directory):
-            return list(self._collector.collect())
-
-
 def main(directory: str, bind: str, parent: int) -> None:
     """Serve ``/metrics`` from ``directory`` on ``bind`` while ``parent`` is this one's parent."""
-    registry = CollectorRegistry()
-    registry.register(_AllWorkers(Path(directory)))
+    registry = registry_of(Path(directory))
     host, _, port = bind.rpartition(":")
     is_listening = has_complained = False
     while os.getppid() == parent:

@@ -1,8 +1,7 @@
 """What is counted, for Prometheus.
 
-prometheus-client shares what several workers count through one file for each worker, and every
-write there costs a microsecond or more. So a worker counts in plain Python, and once a second
-adds what is new to its file: a worker that is killed takes at most that last second with it.
+A worker counts in plain Python, and once a second publishes what is new: one that is killed takes
+at most that last second with it.
 
 Label values come from closed sets only. Nothing that a sender wrote ever becomes one: it could
 hold what nobody should read, and each new value is a new series for as long as Prometheus keeps.
@@ -10,22 +9,21 @@ hold what nobody should read, and each new value is a new series for as long as 
 
 import asyncio
 import logging
-import time
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client import Counter, Gauge
 
 from ingress.signature import Form
+from ingress.tallying import ABANDONED, Counts
+from ledger.counting import SECONDS, Buckets, Sizes, new_registry
 from ledger.errors import Unavailable, where
 from ledger.writing import Status
 
 PUBLISH_EVERY_SECONDS = 1.0
-WATCH_EVERY_SECONDS = 15.0
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+WATCH_EVERY_SECONDS = 5.0
+END_SECONDS_MAX = 1.0
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 UNSIGNED = "unsigned"
 """The form of a delivery where nobody has to sign, and the name of the token it has not."""
@@ -33,37 +31,6 @@ OTHER = "other"
 """Stands for every label value that is not in its closed set."""
 
 log = logging.getLogger("ingress")
-
-
-class _Sizes:
-    """How often which bucket was met since it was last asked."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def add(self, size: float) -> None:
-        self._counts[bisect_left(self._bounds, size)] += 1
-        self._sum += size
-
-    def take(self) -> tuple[list[int], float]:
-        taken = self._counts, self._sum
-        self._counts, self._sum = [0] * len(self._counts), 0.0
-        return taken
-
-
-class _Buckets(Histogram):
-    """A histogram that takes many observations at once, which the library does not offer."""
-
-    def take_over(self, sizes: _Sizes) -> None:
-        counts, total = sizes.take()
-        if not any(counts):
-            return
-        for bucket, count in zip(self._buckets, counts, strict=True):
-            if count:
-                bucket.inc(count)
-        self._sum.inc(total)
 
 
 class Metrics:
@@ -76,18 +43,19 @@ class Metrics:
     def __init__(
         self, outcomes: Collection[str], tokens: Collection[str] = ("current", "previous")
     ) -> None:
-        # The library decides when it is imported whether values are shared, which may have been
-        # before the directory for them was known.
-        values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        self._outcomes = frozenset({*Status, "ignored", "spooled", *outcomes})
+        self.registry = new_registry()
+        self._outcomes = frozenset({*Status, "ignored", "spooled", ABANDONED, *outcomes})
         self._tokens = frozenset({*tokens, UNSIGNED})
-        self._seen: defaultdict[tuple[str, str | None, str | None], int] = defaultdict(int)
+        self.counts = Counts()
+        """What was believed and what became of it, since the start of this worker."""
+        self._ended: defaultdict[tuple[str, bool], int] = defaultdict(int)
+        self._vouched: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._addresses = {True: 0, False: 0}
-        self._seconds = _Sizes(SECONDS)
-        self._batches = _Sizes(BATCH_SIZES)
-        self._publishing: asyncio.Task[None] | None = None
-        self._watched: list[Callable[[], Awaitable[None]]] = []
+        self._seconds = Sizes(SECONDS)
+        self._batches = Sizes(BATCH_SIZES)
+        self._credited_last_at = 0.0
+        self._watched: list[tuple[Callable[[], Awaitable[None]], float]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._define()
 
     def _define(self) -> None:
@@ -95,7 +63,7 @@ class Metrics:
         known: dict[str, Any] = {"registry": self.registry, "namespace": "ingress"}
         self._deliveries = Counter(
             "deliveries",
-            "Deliveries answered, by what became of them and whether a token vouched for them.",
+            "Deliveries at their end, by what became of them and whether a token vouched for them.",
             ["outcome", "believed"],
             **known,
         )
@@ -104,7 +72,7 @@ class Metrics:
                 self._deliveries.labels(outcome, believed)
         self._believed = Counter(
             "believed_deliveries",
-            "Believed deliveries, by which form of the body was signed and which token vouched.",
+            "Deliveries for which a token vouched, by which one, and for which form of the body.",
             ["form", "token"],
             **known,
         )
@@ -112,10 +80,10 @@ class Metrics:
             for token in sorted(self._tokens - {UNSIGNED}):
                 self._believed.labels(form.value, token)
         self._believed.labels(UNSIGNED, UNSIGNED)
-        self._delivery_seconds = _Buckets(
+        self._delivery_seconds = Buckets(
             "delivery_seconds", "From headers to answer.", buckets=SECONDS, **known
         )
-        self._batch_size = _Buckets(
+        self._batch_size = Buckets(
             "batch_size", "Rewards in one database transaction.", buckets=BATCH_SIZES, **known
         )
         self._peers = Counter(
@@ -124,7 +92,7 @@ class Metrics:
         for expected in ("yes", "no"):
             self._peers.labels(expected)
         self._shared_transactions = Counter(
-            "shared_transactions", "A transactionId seen under a second rewardId.", **known
+            "shared_transactions", "Rewards that came under another's transactionId.", **known
         )
         self._dropped_lines = Counter(
             "dropped_log_lines", "Log lines that nobody read in time.", **known
@@ -135,6 +103,11 @@ class Metrics:
         def gauge(name: str, meaning: str, mode: Any) -> Gauge:  # noqa: ANN401 - the library's literal
             return Gauge(name, meaning, multiprocess_mode=mode, **known)
 
+        # What a killed worker had under way stays, as what it believed does: without it they
+        # would not add up.
+        self._unanswered = gauge(
+            "unanswered_deliveries", "Believed, and under way or lost with a killed worker.", "sum"
+        )
         # Each worker has a pool of its own; the other facts are the same whoever looks last.
         self._pool_size = gauge("pool_connections", "Connections to Postgres.", "livesum")
         self._pool_idle = gauge("pool_idle_connections", "Those not in use.", "livesum")
@@ -154,12 +127,17 @@ class Metrics:
             "last_credited_timestamp_seconds", "When a reward was credited last.", "max"
         )
 
-    def delivery(
-        self, outcome: str, seconds: float, form: str | None = None, token: str | None = None
-    ) -> None:
-        """Count an answer; ``form`` and ``token`` of a delivery that was believed."""
-        self._seen[outcome, form, token] += 1
+    def believed(self, form: str, token: str) -> None:
+        """Count a delivery when the token of this name has vouched for this form of it."""
+        self._vouched[form, token] += 1
+        self.counts.believe()
+
+    def delivery(self, outcome: str, seconds: float, *, is_believed: bool) -> None:
+        """Count what became of a delivery, once for each and at its end."""
+        self._ended[outcome, is_believed] += 1
         self._seconds.add(seconds)
+        if is_believed:
+            self.counts.end(outcome)
 
     def peer(self, *, is_expected: bool) -> None:
         """Count an address against the list of those allowed."""
@@ -169,8 +147,12 @@ class Metrics:
         """Count a database transaction that posted ``size`` rewards."""
         self._batches.add(size)
 
+    def credited(self, at: float) -> None:
+        """Say that a reward was credited at that Unix time; the latest counts."""
+        self._credited_last_at = max(self._credited_last_at, at)
+
     def shared_transaction(self) -> None:
-        """Count a transactionId that was seen under another rewardId before."""
+        """Count a reward that came under the transactionId of another."""
         self._shared_transactions.inc()
 
     def dropped_line(self) -> None:
@@ -192,22 +174,26 @@ class Metrics:
         self._spool_depth.set(depth)
         self._spool_oldest.set(oldest_at or 0)
 
-    def watch(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Call ``look``, which sets gauges, now and then while the worker lives."""
-        self._watched.append(look)
+    def watch(
+        self, look: Callable[[], Awaitable[None]], every_seconds: float = WATCH_EVERY_SECONDS
+    ) -> None:
+        """Call ``look`` every so often from the worker's start to its end; it may take its time."""
+        self._watched.append((look, every_seconds))
 
     def publish(self) -> None:
         """Add what was counted since the last time to the shared files."""
-        seen, self._seen = self._seen, defaultdict(int)
-        for (outcome, form, token), count in seen.items():
+        vouched, self._vouched = self._vouched, defaultdict(int)
+        for (form, token), count in vouched.items():
+            signed = form if form in set(Form) else UNSIGNED
+            voucher = token if token in self._tokens else OTHER
+            self._believed.labels(signed, voucher).inc(count)
+        ended, self._ended = self._ended, defaultdict(int)
+        for (outcome, is_believed), count in ended.items():
             name = outcome if outcome in self._outcomes else OTHER
-            self._deliveries.labels(name, "no" if form is None else "yes").inc(count)
-            if form is not None:
-                signed = form if form in set(Form) else UNSIGNED
-                voucher = token if token in self._tokens else OTHER
-                self._believed.labels(signed, voucher).inc(count)
-            if outcome == Status.CREDITED:
-                self._credited_at.set(time.time())
+            self._deliveries.labels(name, "yes" if is_believed else "no").inc(count)
+        self._unanswered.set(self.counts.in_flight)
+        if self._credited_last_at:
+            self._credited_at.set(self._credited_last_at)
         addresses, self._addresses = self._addresses, {True: 0, False: 0}
         for is_expected, count in addresses.items():
             self._peers.labels("yes" if is_expected else "no").inc(count)
@@ -216,25 +202,35 @@ class Metrics:
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Falcon's hook for the start of a worker."""
-        self._publishing = asyncio.create_task(self._keep_publishing())
+        # Each on its own: who waits for Postgres holds up nobody else.
+        self._tasks = [
+            asyncio.create_task(_repeat(self._publish, PUBLISH_EVERY_SECONDS)),
+            *(asyncio.create_task(_repeat(look, every)) for look, every in self._watched),
+        ]
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Falcon's hook for its end."""
-        if self._publishing is not None:
-            self._publishing.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=END_SECONDS_MAX)
         self.publish()
 
-    async def _keep_publishing(self) -> None:
-        watch_at = 0.0
-        while True:
-            # To be blind is no reason to stop: whatever goes wrong here, rewards are taken.
-            try:
-                if time.monotonic() >= watch_at:
-                    watch_at = time.monotonic() + WATCH_EVERY_SECONDS
-                    for look in self._watched:
-                        with suppress(Unavailable):
-                            await look()
-                self.publish()
-            except Exception as error:
-                log.warning("the metrics stand still: %s", where(error))
-            await asyncio.sleep(PUBLISH_EVERY_SECONDS)
+    async def _publish(self) -> None:
+        self.publish()
+
+
+async def _repeat(look: Callable[[], Awaitable[None]], every_seconds: float) -> None:
+    trouble = ""
+    while True:
+        # To be blind is no reason to stop: whatever goes wrong here, rewards are taken.
+        try:
+            await look()
+        except Unavailable:
+            pass
+        except Exception as error:
+            # Once, not at every turn.
+            if where(error) != trouble:
+                trouble = where(error)
+                log.warning("the metrics stand still: %s", trouble)
+        await asyncio.sleep(every_seconds)

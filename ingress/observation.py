@@ -2,12 +2,24 @@
 
 import time
 from random import getrandbits
-from typing import Any
+from typing import Any, Protocol
 
 from falcon.asgi import Request
 
 from ingress.metrics import OTHER
 from ledger.reward import Reward
+
+
+class Witness(Protocol):
+    """Who hears of a delivery before its end: an ``ingress.observing.Observer``."""
+
+    def believed(self, form: str, token: str) -> None:
+        """A token has just vouched for a delivery."""
+        ...
+
+    def abandoned(self, seen: "Observation") -> None:
+        """Nobody waits for the answer to a believed delivery any more."""
+        ...
 
 
 class Observation:
@@ -17,24 +29,25 @@ class Observation:
         "_believed_at",
         "_read_at",
         "_received_at",
+        "_witness",
         "form",
         "is_expected",
         "outcome",
         "peer",
         "request_id",
         "reward",
-        "shares_transaction",
         "size_bytes",
         "started_at",
         "token",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, witness: Witness | None = None) -> None:
+        self._witness = witness
         self.request_id = f"{getrandbits(64):016x}"  # noqa: S311 - not a secret
         """Also in the answer's ``requestId``, where it is a problem."""
         self.started_at = time.perf_counter()
         self.outcome: str = OTHER
-        """A ``Status``, a problem's slug, ``ignored`` or ``spooled``."""
+        """A ``Status``, a problem's slug, ``ignored``, ``spooled`` or ``abandoned``."""
         self.peer: object = None
         """The address that spoke; without it, the other end of the connection is told."""
         self.is_expected: bool | None = None
@@ -43,7 +56,6 @@ class Observation:
         self.form: str | None = None
         self.token: str | None = None
         self.reward: Reward | None = None
-        self.shares_transaction = False
         self._received_at = self._believed_at = self._read_at = 0.0
 
     def received(self, body: bytes) -> None:
@@ -56,6 +68,13 @@ class Observation:
         self._believed_at = time.perf_counter()
         self.form = form
         self.token = token
+        if self._witness is not None:
+            self._witness.believed(form, token)
+
+    def abandoned(self) -> None:
+        """Whoever sent it has gone, and there will be no answer; only of what was believed."""
+        if self._witness is not None:
+            self._witness.abandoned(self)
 
     def read(self, reward: Reward) -> None:
         """The body tells of ``reward``, and that is posted next."""
@@ -74,7 +93,7 @@ class Observation:
 
 
 def observation(request: Request) -> Observation:
-    """The one observation of this request, which starts when it is first asked for."""
+    """The one observation of this request; it starts now where no ``Observer`` began it."""
     context = request.context
     seen: Observation | None = getattr(context, "observation", None)
     if seen is None:

@@ -7,52 +7,34 @@ trying all of them.
 """
 
 import hashlib
-import json
 import logging
 import os
-import secrets
 import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-import msgspec
 import structlog
 from falcon.asgi import Request, Response
 
 from ingress.health import Live, Ready
-from ingress.lines import Lines
 from ingress.metrics import Metrics
 from ingress.observation import Observation, observation
-from ingress.tracing import Span, configured_span
-from ledger.config import InvalidSetting
+from ingress.tallying import ABANDONED
+from ledger.config import LogSettings, read_log_settings
 from ledger.errors import where
+from ledger.lines import Lines, json_line
+from ledger.tracing import Span, configured_span
 
 STANDARD_OUTPUT = 1
 """Complaints go to standard error: the lines here are all of one kind, and all JSON."""
-KEY_SIZE_MIN, KEY_SIZE_MAX = 16, 64
 
 log = logging.getLogger("ingress")
 
 
-class ObservingSettings(msgspec.Struct, frozen=True):
-    """What is told of deliveries, and how."""
-
-    is_logged: bool
-    """``INGRESS_LOG``: ``json`` or ``off``."""
-    key: bytes
-    """``INGRESS_LOG_KEY``: what users are hashed with; drawn anew for each process if unset."""
-
-
-def read_observing_settings(environment: Mapping[str, str] = os.environ) -> ObservingSettings:
-    """The settings that ``environment`` holds; raises ``InvalidSetting``."""
-    mode = environment.get("INGRESS_LOG") or "json"
-    if mode not in {"json", "off"}:
-        raise InvalidSetting("INGRESS_LOG", "must be json or off")
-    key = os.fsencode(environment.get("INGRESS_LOG_KEY", ""))
-    if key and not KEY_SIZE_MIN <= len(key) <= KEY_SIZE_MAX:
-        raise InvalidSetting("INGRESS_LOG_KEY", f"must have {KEY_SIZE_MIN} to {KEY_SIZE_MAX} bytes")
-    return ObservingSettings(mode == "json", key or secrets.token_bytes(32))
+def read_observing_settings(environment: Mapping[str, str] = os.environ) -> LogSettings:
+    """What is told of deliveries, and how; raises ``InvalidSetting``."""
+    return read_log_settings(environment, "INGRESS_LOG", "INGRESS_LOG_KEY")
 
 
 class _Sink(Protocol):
@@ -71,13 +53,8 @@ class _DeliveryLogger(structlog.BoundLoggerBase):
         self._logger.write(line)
 
 
-_ENCODE = msgspec.json.Encoder().encode
-
-
 def _render(_logger: object, _method: str, facts: Any) -> bytes:  # noqa: ANN401 - structlog's event
-    line = _ENCODE(facts)
-    # A rewardId may hold what a reader takes for the end of a line, or a terminal for a command.
-    return line if line.isascii() else json.dumps(json.loads(line)).encode()
+    return json_line(facts)
 
 
 class Observer:
@@ -99,6 +76,32 @@ class Observer:
             sink, processors=[_render], wrapper_class=_DeliveryLogger
         ).bind()
 
+    async def process_request(self, request: Request, response: Response) -> None:  # noqa: ARG002
+        """Falcon's hook for a request whose headers are here."""
+        request.context.observation = Observation(self)
+
+    def believed(self, form: str, token: str) -> None:
+        """Count a delivery as soon as a token has vouched for it."""
+        self._metrics.believed(form, token)
+
+    def abandoned(self, seen: Observation) -> None:
+        """Tell of a believed delivery to which there will be no answer."""
+        seen.outcome = ABANDONED
+        self._observe(seen, None)
+
+    def shares_transaction(self, reward_id: str, first_reward_id: str) -> None:
+        """Tell of a reward that came under the transactionId of another."""
+        self._metrics.shared_transaction()
+        if self._sink is not None:
+            self._logger.delivery(
+                {
+                    "at": datetime.now(UTC),
+                    "alert": "shared-transaction",
+                    "reward_id": reward_id,
+                    "first_reward_id": first_reward_id,
+                }
+            )
+
     async def process_response(
         self,
         request: Request,
@@ -109,48 +112,49 @@ class Observer:
         """Falcon's hook for an answer that is about to go out."""
         if request_succeeded and isinstance(resource, Live | Ready):
             return
-        # Whatever goes wrong here, what became of the delivery is answered as it is.
-        try:
-            self._observe(observation(request), request, response)
-        except Exception as error:
-            log.warning("a delivery was not observed: %s", where(error))
+        seen = observation(request)
+        if seen.peer is None:
+            # Falcon's `remote_addr` would invent one where there is none.
+            seen.peer = (request.scope.get("client") or ("",))[0]
+        self._observe(seen, response.status_code)
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Falcon's hook for the end of a worker."""
         if isinstance(self._sink, Lines):
             self._sink.close()
 
-    def _observe(self, seen: Observation, request: Request, response: Response) -> None:
-        ended_at = time.perf_counter()
-        seconds = ended_at - seen.started_at
-        self._metrics.delivery(seen.outcome, seconds, seen.form, seen.token)
-        if seen.is_expected is not None:
-            self._metrics.peer(is_expected=seen.is_expected)
-        if seen.shares_transaction:
-            self._metrics.shared_transaction()
-        if self._sink is None and self._span is None:
-            return
-        facts = self._facts(seen, request, response, ended_at)
+    def _observe(self, seen: Observation, status_code: int | None) -> None:
+        # Whatever goes wrong here, what became of the delivery is answered as it is.
+        try:
+            ended_at = time.perf_counter()
+            seconds = ended_at - seen.started_at
+            self._metrics.delivery(seen.outcome, seconds, is_believed=seen.form is not None)
+            if seen.is_expected is not None:
+                self._metrics.peer(is_expected=seen.is_expected)
+            if self._sink is not None or self._span is not None:
+                self._tell(self._facts(seen, status_code, ended_at), seconds)
+        except Exception as error:
+            log.warning("a delivery was not observed: %s", where(error))
+
+    def _tell(self, facts: dict[str, Any], seconds: float) -> None:
         if self._sink is not None:
             self._logger.delivery(facts)
         if self._span is not None:
             end = time.time_ns()
             del facts["at"]
-            self._span(facts, end - int(seconds * 1e9), end)
+            self._span("delivery", facts, end - int(seconds * 1e9), end, None)
 
-    def _facts(
-        self, seen: Observation, request: Request, response: Response, ended_at: float
-    ) -> dict[str, Any]:
+    def _facts(self, seen: Observation, status_code: int | None, ended_at: float) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "at": datetime.now(UTC),
             "request_id": seen.request_id,
             "outcome": seen.outcome,
-            "status_code": response.status_code,
         }
+        if status_code is not None:
+            facts["status_code"] = status_code
         seen.time(facts, ended_at)
-        # Falcon's `remote_addr` would invent one where there is none.
-        if peer := seen.peer or (request.scope.get("client") or ("",))[0]:
-            facts["peer"] = str(peer)
+        if seen.peer:
+            facts["peer"] = str(seen.peer)
         if seen.size_bytes is not None:
             facts["size_bytes"] = seen.size_bytes
         if seen.form is not None:
@@ -163,8 +167,6 @@ class Observer:
             facts["user_hash"] = keyed.hexdigest()
         if seen.is_expected is not None:
             facts["is_expected"] = seen.is_expected
-        if seen.shares_transaction:
-            facts["shares_transaction"] = True
         return facts
 
 
@@ -175,5 +177,5 @@ def from_environment(outcomes: Collection[str]) -> tuple[Metrics, Observer]:
     """
     settings = read_observing_settings()
     metrics = Metrics(outcomes)
-    sink = Lines(STANDARD_OUTPUT, metrics.dropped_line) if settings.is_logged else None
-    return metrics, Observer(metrics, settings.key, sink, configured_span())
+    sink = Lines(STANDARD_OUTPUT, metrics.dropped_line) if settings.is_on else None
+    return metrics, Observer(metrics, settings.key, sink, configured_span("reward-ingress"))

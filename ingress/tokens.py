@@ -7,14 +7,13 @@ would shut the door: gunicorn ends altogether when a new worker cannot start.
 A secret is never part of an error here, nor of its cause, nor of a log line.
 """
 
-import logging
 import os
-import stat
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from ingress.signature import Token
 from ledger.config import InvalidSetting
+from ledger.files import read_file
 
 UNSIGNED_ALLOWED = "yes, anybody may post rewards"
 """What ``INGRESS_ALLOW_UNSIGNED`` must say, word for word."""
@@ -24,8 +23,6 @@ _CURRENT = "INGRESS_TOKEN"
 _PREVIOUS = "INGRESS_TOKEN_PREVIOUS"
 _NOT_AFTER = "INGRESS_TOKEN_PREVIOUS_NOT_AFTER"
 _FILE = "_FILE"
-
-log = logging.getLogger("ingress")
 
 
 class Tokens:
@@ -119,29 +116,6 @@ def _time(name: str, text: str) -> datetime:
 
 
 def _lines(name: str, path: str) -> list[bytes]:
-    """The lines of a regular file that only its owner can write, without empty ones at its end."""
-    trouble = None
-    try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(FILE_SIZE_MAX_BYTES + 1) if stat.S_ISREG(mode) else b""
-    except OSError as error:
-        trouble = error.strerror
-    # Outside the handler, because the error quotes the path, and that may be a misplaced secret.
-    if trouble is not None:
-        raise InvalidSetting(name, f"cannot be read: {trouble}")
-    if not stat.S_ISREG(mode):
-        raise InvalidSetting(name, "must name a regular file")
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise InvalidSetting(name, "can be written by others than its owner: chmod go-w")
-    if len(content) > FILE_SIZE_MAX_BYTES:
-        raise InvalidSetting(name, f"is larger than {FILE_SIZE_MAX_BYTES} bytes")
-    # Not refused: Docker and Kubernetes give secrets to a container like this.
-    if mode & stat.S_IROTH:
-        log.warning("%s can be read by every user of this machine: chmod o-r", name)
+    """The lines of a file that only its owner can write, without empty ones at its end."""
+    content = read_file(name, path, size_max_bytes=FILE_SIZE_MAX_BYTES)
     return content.rstrip(b"\r\n").splitlines()
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open without waiting for somebody to write into a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)

@@ -2,6 +2,7 @@
 
 A newcomer reads ``reward`` and ``posting`` (what is booked, and how), ``migrations/0001_books.sql``
 (the specification: tables and their rules), ``writing`` (the only door in), ``reading`` (the only
-door out), ``coalescing`` (how many callers share one round trip), then ``service`` and ``server``
-(the questions over gRPC), and ``operations`` (what the operator's commands do).
+door out), ``coalescing`` (how many callers share one round trip), then ``access`` (who may ask),
+``service``, ``calls`` and ``server`` (the questions over gRPC), and ``operations`` (what the
+operator's commands do).
 """

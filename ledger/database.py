@@ -4,7 +4,7 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -88,6 +88,17 @@ def conninfo(
     )
 
 
+class PoolStats(NamedTuple):
+    """How a pool is used at this moment."""
+
+    size: int
+    """How many connections it has or is opening."""
+    idle: int
+    """How many of them nobody uses."""
+    waiting: int
+    """How many callers wait for one."""
+
+
 class Pool:
     """A few connections of one role, opened after the fork and used in this process only.
 
@@ -117,6 +128,13 @@ class Pool:
     async def close(self) -> None:
         """Close every connection; those in use when they are given back."""
         await self._pool.close()
+
+    def stats(self) -> PoolStats:
+        """How it is used now; asks nobody."""
+        measured = self._pool.get_stats()
+        return PoolStats(
+            measured["pool_size"], measured["pool_available"], measured["requests_waiting"]
+        )
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -6,7 +6,7 @@ single gate; everything else derives from the rows that passed it.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
@@ -55,6 +55,10 @@ Outcome = Receipt | Refused
 """A receipt, or the error why the reward does not stand in the books as it was told."""
 
 
+ObserveBatch = Callable[[Sequence[Reward], Sequence[Outcome]], None]
+"""Hears of each batch that is committed, before its callers do; must neither raise nor wait."""
+
+
 class Writer:
     """Posts single rewards for many callers, in few database transactions."""
 
@@ -64,8 +68,10 @@ class Writer:
         *,
         batch_size_max: int = BATCH_SIZE_MAX,
         wait_seconds_max: Seconds = WAIT_SECONDS_MAX,
+        observe_batch: ObserveBatch | None = None,
     ) -> None:
         self._pool = pool
+        self._observe_batch = observe_batch
         self._expects_replays = False
         self._coalescer = Coalescer(
             self._post_batch,
@@ -103,6 +109,8 @@ class Writer:
             else:
                 # A storm of duplicates is met as one from its second batch on.
                 self._expects_replays = _are_mostly_replays(outcomes)
+                if self._observe_batch is not None:
+                    self._observe_batch(rewards, outcomes)
                 return outcomes
         raise AssertionError
 
@@ -192,7 +200,7 @@ def _judge(
 # cannot wait for each other in a ring. `held` follows, once for each account and batch, in key
 # order again; the time is taken when the row is locked, so that along an account it never runs
 # backwards. The periods' totals are locked last, and so for the shortest time: every batch needs
-# the same ones.
+# the same ones. Versions of a batch follow the keys' own collation, as the rewards' numbers do.
 _POST = """
 WITH batch AS MATERIALIZED (
     SELECT
@@ -234,7 +242,7 @@ accepted AS (
     RETURNING reward_id, recorded_at
 ),
 booked AS (
-    SELECT batch.reward_id, user_id, currency, debit_account, credit_account,
+    SELECT accepted.reward_id, user_id, currency, debit_account, credit_account,
            round(reward_amount, decimals) AS amount
     FROM accepted JOIN batch ON batch.reward_id = accepted.reward_id
     WHERE currency IS NOT NULL

@@ -10,8 +10,9 @@ from falcon.asgi import App, Request, Response
 from ingress.config import InvalidSetting
 from ingress.health import Live
 from ingress.metrics import Metrics
-from ingress.observation import observation
+from ingress.observation import Observation, observation
 from ingress.observing import Observer, read_observing_settings
+from ledger.tallying import Tally
 from tests.conftest import Database
 from tests.ingress.deliveries import ABSENT, PATH, body, signed
 from tests.ingress.observed import running, wait_until
@@ -161,3 +162,32 @@ def test_every_answer_has_one_line_and_one_count(database: Database) -> None:
             frozenset({("form", "raw"), ("token", "current")}): 8
         }
         assert ingress.complaints() == ""
+
+
+def test_a_delivery_that_nobody_waits_for_has_a_line_and_no_status() -> None:
+    kept, metrics = Kept(), Metrics([])
+    seen = Observation(Observer(metrics, b"k" * 32, kept))
+    seen.received(b"{}")
+    seen.believed("raw", "current")
+    assert metrics.counts.tally() == Tally(believed=1, in_flight=1)
+    seen.abandoned()
+    assert metrics.counts.tally() == Tally(believed=1, abandoned=1)
+    (line,) = kept.told()
+    assert line["outcome"] == "abandoned"
+    assert "status_code" not in line
+
+
+def test_a_reward_under_the_transaction_of_another_has_a_line_of_its_own() -> None:
+    kept, metrics = Kept(), Metrics([])
+    Observer(metrics, b"k" * 32, kept).shares_transaction("second", "first")
+    (line,) = kept.told()
+    assert line.pop("at").endswith("Z")
+    assert line == {
+        "alert": "shared-transaction",
+        "reward_id": "second",
+        "first_reward_id": "first",
+    }
+    # Also where nothing is logged.
+    Observer(metrics, b"k" * 32).shares_transaction("second", "first")
+    metrics.publish()
+    assert metrics.registry.get_sample_value("ingress_shared_transactions_total") == 2
