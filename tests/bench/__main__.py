@@ -14,13 +14,15 @@ import psutil
 
 from ledger.embedded import EmbeddedPostgres
 from ledger.operations.migrate import migrate
-from tests.bench import load, outage
+from tests.bench import load, outage, reads
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 SECONDS = int(os.environ.get("BENCH_SECONDS", "4"))
 CONNECTIONS = (1, 16, 64, 256)
 REWARDS_A_SECOND_MAX = 16_000
 
+FILLED = tuple(map(int, os.environ.get("BENCH_REWARDS", "100000,1000000").split(",")))
+"""How many rewards stand in the books that are read."""
 DUPLICATED = 1000
 """How many rewards a storm of duplicates sends again and again."""
 UNSEEN = {"INGRESS_METRICS_BIND": "", "INGRESS_LOG": "off"}
@@ -145,33 +147,47 @@ def measure_outages(directory: Path, seed: int) -> None:
 
 
 def measure_calls(h2load: str, postgres: EmbeddedPostgres, directory: Path) -> None:
-    """GetBalance beside an empty call of the same server, 32 calls in flight."""
-    from ledger.v1 import ledger_pb2 as pb
-
-    request = pb.GetBalanceRequest(user_id="user-1", currency="USD").SerializeToString()
-    calls = {
-        "empty call": ("/bench.Empty/Call", b""),
-        "GetBalance": ("/ledger.v1.LedgerService/GetBalance", request),
-    }
-    port = load.free_port()
-    command = [sys.executable, "-m", "tests.bench.empty", postgres.url("ledger_reader"), str(port)]
-    results: dict[str, list[load.Result]] = {}
-    with process(command, port) as server:
-        for _ in range(ROUNDS):
-            for name, (path, message) in calls.items():
-                meter = load.Meter([server], postmaster(postgres))
-                result = load.call_load(h2load, port, path, message, SECONDS, meter, directory)
-                results.setdefault(name, []).append(result)
-    print("\ncalls, one process, 32 in flight (CPU in µs a call)")
-    print(f"{'':<12}{'a second':>9}{'server':>8}{'Postgres':>9}{'failed':>7}  of the empty call")
-    empty = median(results["empty call"])
-    for name in calls:
-        row = median(results[name])
+    """GetBalance and its sisters beside an empty call of the same server, 32 calls in flight."""
+    kept: dict[int, load.Result] = {}
+    for rewards in FILLED:
+        place = reads.filled(postgres, rewards)
+        results: dict[str, list[load.Result]] = {}
+        port = load.free_port()
+        with process(reads.command(place, port), port) as server:
+            for _ in range(ROUNDS):
+                for name, question in reads.questions(place).items():
+                    result = reads.ask(
+                        h2load, server, port, question, SECONDS, directory, postmaster(postgres)
+                    )
+                    results.setdefault(name, []).append(result)
+            pages = reads.pages_p50_milliseconds(place, port)
+            totals = reads.totals_milliseconds(place, port)
+        print(f"\ncalls, {rewards:,} rewards, one process, 32 in flight (CPU in µs a call)")
         print(
-            f"{name:<12}{row.per_second:>9.0f}{row.server_microseconds:>8.0f}"
-            f"{row.postgres_microseconds:>9.0f}{row.failed:>7}"
-            f"{row.per_second / empty.per_second:>12.2f}"
+            f"{'':<24}{'a second':>9}{'server':>8}{'Postgres':>9}{'failed':>7}  of the empty call"
         )
+        empty = median(results["empty call"])
+        for name in results:
+            row = median(results[name])
+            print(
+                f"{name:<24}{row.per_second:>9.0f}{row.server_microseconds:>8.0f}"
+                f"{row.postgres_microseconds:>9.0f}{row.failed:>7}"
+                f"{row.per_second / empty.per_second:>12.2f}"
+            )
+        batch = median(results[f"BatchGetBalances of {reads.KEYS}"])
+        each = batch.server_microseconds / reads.KEYS
+        print(f"BatchGetBalances: {each:.1f} µs of server CPU a balance")
+        for name, milliseconds in pages.items():
+            print(f"ListRewards, {reads.PAGE_SIZE} rewards, {name}: p50 {milliseconds:.2f} ms")
+        print(f"ListCurrencyTotals as of a time: p50 {totals:.2f} ms")
+        kept[rewards] = median(results["GetBalance"])
+    least, most = min(kept), max(kept)
+    ratio = _cost(kept[most]) / _cost(kept[least])
+    print(f"GetBalance costs {ratio:.2f} times as much in {most:,} rewards as in {least:,}")
+
+
+def _cost(result: load.Result) -> float:
+    return result.server_microseconds + result.postgres_microseconds
 
 
 def median(results: list[load.Result]) -> load.Result:

@@ -8,6 +8,7 @@ import uvloop
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from ledger.callers import Scope
 from ledger.database import Pool, Role
 from ledger.reading import Reader
 from ledger.server import POOL_SIZE_MAX, create_server
@@ -20,7 +21,7 @@ async def main(url: str, port: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with Pool(url, Role.READER, size_max=POOL_SIZE_MAX) as pool:
         server = create_server(LedgerService(Reader(pool)))
-        server.calls.add("/bench.Empty/Call", _nothing, Empty)
+        server.calls.add("/bench.Empty/Call", _nothing, Empty, Scope.BALANCES)
         server.grpc.add_insecure_port(f"127.0.0.1:{port}")
         await server.grpc.start()
         await stop.wait()

@@ -1,0 +1,117 @@
+"""How fast questions are answered, from small books and from large ones."""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import psutil
+import psycopg
+
+from ledger import page
+from ledger.embedded import EmbeddedPostgres
+from ledger.operations.migrate import migrate
+from ledger.reading import RewardFilter
+from ledger.seal import Seal
+from ledger.v1 import ledger_pb2 as pb
+from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
+from tests.bench import books, load
+
+KEYS = 100
+PAGE_SIZE = 50
+PAGES_ASKED = 200
+EMPTY = "/bench.Empty/Call"
+GET_BALANCE = "/ledger.v1.LedgerService/GetBalance"
+BATCH_GET_BALANCES = "/ledger.v1.LedgerService/BatchGetBalances"
+
+
+class Filled(NamedTuple):
+    """A database of its own with so many rewards."""
+
+    url: str
+    rewards: int
+
+
+def filled(postgres: EmbeddedPostgres, rewards: int) -> Filled:
+    """Make and fill it."""
+    name = f"filled_{rewards}"
+    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} OWNER ledger_owner")
+    migrate(postgres.url("ledger_owner", name))
+    books.fill(postgres.url("ledger_owner", name), rewards)
+    return Filled(postgres.url("ledger_reader", name), rewards)
+
+
+def command(place: Filled, port: int) -> list[str]:
+    """How the server on `place` is started."""
+    return [sys.executable, "-m", "tests.bench.empty", place.url, str(port)]
+
+
+def questions(place: Filled) -> dict[str, tuple[str, bytes]]:
+    """Method and message of each question that h2load asks again and again."""
+    users = [f"user-{n * 7 % max(place.rewards // 10, 10)}" for n in range(KEYS)]
+    keys = [pb.BalanceKey(user_id=user, currency=books.CURRENCY) for user in users]
+    one = pb.GetBalanceRequest(user_id=users[1], currency=books.CURRENCY)
+    many = pb.BatchGetBalancesRequest(keys=keys)
+    return {
+        "empty call": (EMPTY, b""),
+        "GetBalance": (GET_BALANCE, one.SerializeToString()),
+        f"BatchGetBalances of {KEYS}": (BATCH_GET_BALANCES, many.SerializeToString()),
+    }
+
+
+def pages_p50_milliseconds(place: Filled, port: int) -> dict[str, float]:
+    """How long a page of the frequent user's history takes: the first, and the last whole one."""
+    chosen = RewardFilter(books.FREQUENT_USER)
+    with psycopg.connect(place.url) as connection:
+        ((key,),) = connection.execute("SELECT key FROM sealing_keys").fetchall()
+        numbers = connection.execute(
+            "SELECT number FROM rewards WHERE user_id = %s ORDER BY number LIMIT 1 OFFSET %s",
+            (books.FREQUENT_USER, PAGE_SIZE),
+        )
+        ((number,),) = numbers.fetchall()
+        ((count,),) = connection.execute(
+            "SELECT count(*) FROM rewards WHERE user_id = %s", (books.FREQUENT_USER,)
+        ).fetchall()
+    token = page.token(Seal(bytes(key)), number, chosen)
+    last = count // PAGE_SIZE
+    found = {}
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        service = LedgerServiceStub(channel)
+        for name, page_token in (("page 1", ""), (f"page {last:,}", token)):
+            request = pb.ListRewardsRequest(
+                user_id=books.FREQUENT_USER, page_size=PAGE_SIZE, page_token=page_token
+            )
+            times = []
+            for _ in range(PAGES_ASKED):
+                started = time.perf_counter()
+                if len(service.ListRewards(request).rewards) != PAGE_SIZE:
+                    raise AssertionError
+                times.append(time.perf_counter() - started)
+            found[name] = statistics.median(times) * 1000
+    return found
+
+
+def totals_milliseconds(place: Filled, port: int) -> float:
+    """How long the totals as of the middle of the year take."""
+    request = pb.ListCurrencyTotalsRequest()
+    request.as_of.FromJsonString("2025-07-01T12:34:56.789Z")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        service = LedgerServiceStub(channel)
+        times = []
+        for _ in range(20):
+            started = time.perf_counter()
+            service.ListCurrencyTotals(request)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1000
+
+
+def ask(
+    h2load: str, server: psutil.Process, port: int, question: tuple[str, bytes], seconds: int,
+    directory: Path, postmaster: psutil.Process,
+) -> load.Result:  # fmt: skip
+    """One run of one question, 32 calls in flight."""
+    meter = load.Meter([server], postmaster)
+    return load.call_load(h2load, port, *question, seconds, meter, directory)
