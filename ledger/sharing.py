@@ -1,7 +1,7 @@
 """Which rewards share a ``transactionId`` of the sender, who says that each reward has its own.
 
 Such a reward is posted as every other: its idempotency key is its rewardId. But somebody should
-look, because it may have been issued twice.
+look, because it may have been given twice.
 """
 
 from collections.abc import Sequence

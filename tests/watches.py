@@ -51,8 +51,9 @@ class Watch:
 
     async def until(self, count: int) -> list[str]:
         """The names of all rewards that came, when they are at least so many."""
-        while len(self.rewards) < count:
-            await self.read()
+        async with asyncio.timeout(SECONDS_MAX):
+            while len(self.rewards) < count:
+                await self.read()
         return self.names()
 
     def names(self) -> list[str]:

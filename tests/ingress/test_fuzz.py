@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
 from ingress.canonical import stringify
@@ -32,8 +32,8 @@ HARD = st.sampled_from(
 TEXT = st.one_of(HARD, st.text(st.characters(codec=None), max_size=12))
 NUMBER = st.sampled_from(
     [
-        *("0", "-0", "1", "15", "400", "12.5", "12.50", "400.0", "1e2", "1E+2", "1e-2", "-5"),
-        *("0.001", "1e30", "1e-31", "1e999999999", "-1e999999999", "1e99999999999999999999"),
+        *["0", "-0", "1", "15", "12.5", "12.50", "400.0", "1e2", "1E+2", "0.01", "25e-1"] * 4,
+        *("-5", "0.001", "1e30", "1e-31", "1e999999999", "-1e999999999", "1e99999999999999999999"),
         *("9" * 30, "9" * 31, "9" * 400, "0." + "0" * 29 + "1", "1." + "0" * 300, "1e400"),
         *("18446744073709551615", "18446744073709551616", "9007199254740993", "253402300800"),
         *("NaN", "-Infinity", "01", "+1", "1.", ".5", "1e", "0x1", "--1"),
@@ -69,7 +69,10 @@ DETAILS = st.one_of(
     st.sampled_from([{"currency": code} for code in ("usd", "JPY", "POINTS", "STARS", "", "\0")]),
     st.dictionaries(TEXT, JSON, max_size=4),
 )
-IDENTIFIERS = st.sampled_from([f"r{number}" for number in range(20)]) | st.uuids().map(str)
+IDENTIFIERS = st.one_of(
+    st.sampled_from([f"r{number}" for number in range(20)]),
+    *[st.uuids().map(str)] * 3,
+)
 SEPARATORS = st.sampled_from([(",", ":"), (",", ":"), (", ", ": "), (" ,\n", "\t:")])
 
 
@@ -200,6 +203,7 @@ def _signed(text: bytes) -> Sent:
 ONE_OF_EACH = [
     ("credited", _signed(GOOD)),
     ("replayed", _signed(GOOD)),
+    ("credited", _signed(body(rewardId="decimals", rewardAmount=12.5))),
     ("conflict", _signed(body(rewardId="good", rewardAmount=5))),
     ("recorded", _signed(body(rewardId="nothing", rewardType="noReward"))),
     ("ignored", _signed(body(webhookType="nudge"))),
@@ -248,11 +252,13 @@ def test_whatever_is_sent_is_answered_as_documented_and_nothing_believed_is_lost
         deadline=None,
         database=None,
         print_blob=True,
-        phases=[Phase.generate, Phase.shrink],
+        # Nothing is made smaller: sent again to the same books, a delivery is another case.
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     @given(deliveries())
     def check(sent: Sent) -> None:
+        note(repr(sent))
         outcomes[door.check(sent)] += 1
 
     check()

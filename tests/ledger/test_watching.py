@@ -50,6 +50,25 @@ def test_from_now_on_a_watcher_is_told_within_a_second_of_the_commit(
     run(main())
 
 
+def test_what_others_have_not_been_told_yet_is_not_told_to_who_comes_after_it(
+    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "INTERVAL_SECONDS", 1)
+
+    async def main() -> None:
+        async with watching_books(database) as channel:
+            first = await Watch(channel).begin()
+            await posted(database, reward("a"))
+            await first.until(1)
+            await posted(database, reward("b"))
+            second = await Watch(channel).begin()
+            await posted(database, reward("c"))
+            assert await first.until(3) == ["a", "b", "c"]
+            assert await second.until(1) == ["c"]
+
+    run(main())
+
+
 def test_from_the_beginning_a_watcher_is_told_everything_and_then_what_comes(
     database: Database, run: Run
 ) -> None:
