@@ -158,8 +158,6 @@ def test_a_watcher_that_is_slow_alone_is_waited_for(
 
     run(main())
 
-    run(main())
-
 
 def test_a_message_is_never_larger_than_a_client_takes(database: Database, run: Run) -> None:
     async def main() -> None:
