@@ -187,11 +187,12 @@ class Crowd:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NOT_READ_BYTES)
         # Each drip is a packet of its own: requests that come together are refused.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.connect(self._address)
-        if self._kind.first:
-            connection.sendall(self._kind.first)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
-        if self._kind.sent:
+        # Where there is no room for all, some are cut before they come so far.
+        with contextlib.suppress(OSError):
+            connection.connect(self._address)
+            if self._kind.first:
+                connection.sendall(self._kind.first)
+                connection.recv(65536)
             connection.sendall(self._kind.sent)
         connection.setblocking(False)
         self.received[connection] = b""
@@ -364,6 +365,7 @@ def test_where_more_get_stuck_than_there_is_room_for_the_oldest_make_room(
             crowds = [open_.enter_context(Crowd(gunicorn, kind, CROWD // 5)) for kind in kinds]
             end = time.monotonic() + HEADERS / 2
             while time.monotonic() < end or not all(crowd.is_open() for crowd in crowds):
+                assert time.monotonic() < end + WAIT_SECONDS_MAX
                 beside.append(_deliver(gunicorn))
                 held.append(_held(gunicorn))
         assert max(beside) < alone + DELAY_SECONDS_MAX

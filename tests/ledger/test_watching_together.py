@@ -27,7 +27,7 @@ from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
 from tests.conftest import OWNER, SUPERUSER, Database, Run
-from tests.ledger.test_server import process
+from tests.ledger.test_server import make_slow, process, until_asked
 from tests.rewards import reward
 from tests.serving import Refusal, connected, free_port, refusal
 from tests.watches import AWAY, SECONDS_MAX, SLOW, Watch, posted, watching_books
@@ -97,6 +97,22 @@ def test_streams_do_not_count_as_calls(database: Database, run: Run) -> None:
             await LedgerServiceStub(channel).GetBalance(
                 pb.GetBalanceRequest(user_id="user-1", currency="USD")
             )
+
+    run(main())
+
+
+def test_those_who_are_behind_leave_connections_for_others(database: Database, run: Run) -> None:
+    async def main() -> None:
+        async with watching_books(database) as channel:
+            await Watch(channel).begin()
+            make_slow(database, "commits", 0.5)
+            watches = [Watch(channel, from_beginning=True) for _ in range(100)]
+            # Their first message comes before they ask.
+            await asyncio.gather(*(watch.begin() for watch in watches))
+            await until_asked(database, "commits")
+            request = pb.GetBalanceRequest(user_id="user-1", currency="USD")
+            async with asyncio.timeout(0.4):
+                await LedgerServiceStub(channel).GetBalance(request)
 
     run(main())
 
