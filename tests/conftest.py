@@ -5,7 +5,7 @@ import os
 import random
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,13 +50,36 @@ class Database(NamedTuple):
             return cursor.fetchall() if cursor.description else []
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[EmbeddedPostgres]:
-    """The one server of the whole run, thrown away afterwards."""
+@contextmanager
+def throw_away_postgres() -> Iterator[EmbeddedPostgres]:
+    """A server with empty, not yet migrated books, gone afterwards.
+
+    It does not wait for the disk, which would take half of the whole run: what is killed here are
+    processes, and what they have written then is in the system's hands.
+    """
     with tempfile.TemporaryDirectory(prefix="ledger-tests-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o711)
         with EmbeddedPostgres(Path(name)) as server:
+            url = server.url(SUPERUSER, "postgres")
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET fsync = off")
+                connection.execute("SELECT pg_reload_conf()")
             yield server
+
+
+@contextmanager
+def mortal_postgres() -> Iterator[EmbeddedPostgres]:
+    """A migrated server of a test's own, to be stopped, killed and started again."""
+    with throw_away_postgres() as server:
+        migrate(server.url(OWNER))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """The one server of the whole run."""
+    with throw_away_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
@@ -31,9 +30,8 @@ from psycopg.conninfo import conninfo_to_dict
 from ingress.spooling import SpoolSettings, status
 from ledger.database import Role
 from ledger.embedded import EmbeddedPostgres
-from ledger.operations.migrate import migrate
 from ledger.operations.verify import verify
-from tests.conftest import OWNER, SUPERUSER, Database, Run
+from tests.conftest import SUPERUSER, Database, Run, mortal_postgres
 from tests.ingress.deliveries import ABSENT, PATH, body, signed
 from tests.ingress.observed import Ingress, running
 from tests.wire import Loss, Wire
@@ -301,11 +299,8 @@ def kill(postgres: EmbeddedPostgres) -> None:
 @pytest.fixture
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of the test's own."""
-    with tempfile.TemporaryDirectory(prefix="outages-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        with EmbeddedPostgres(Path(name)) as server:
-            migrate(server.url(OWNER))
-            yield server
+    with mortal_postgres() as server:
+        yield server
 
 
 @pytest.fixture

@@ -67,6 +67,18 @@ def end_leftover(identity: Mapping[str, object]) -> None:
     psutil.wait_procs(alive, timeout=STOP_SECONDS_MAX)
 
 
+def asked_to_end() -> list[int]:
+    """A list to which every SIGINT and SIGTERM is added from now on.
+
+    Not a ``threading.Event``: a handler runs between any two steps of the main thread, and so also
+    while that holds the lock for which ``set`` would then wait for ever.
+    """
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: asked.append(number))
+    return asked
+
+
 def end_with(parent: int) -> None:
     """Ask this process to end when ``parent``, which started it, is gone, however that ended.
 

@@ -4,9 +4,7 @@ import fcntl
 import json
 import os
 import secrets
-import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -95,12 +93,11 @@ def running(settings: Settings, environment: Mapping[str, str]) -> Iterator[Runn
 
 def wait(started: Running) -> processes.Child | None:
     """Return at SIGINT or SIGTERM, or with a child that ended by itself."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    while not stop.wait(0.3):
+    asked = processes.asked_to_end()
+    while not asked:
         if (ended := started.first_ended()) is not None:
             return ended
+        time.sleep(0.3)
     return None
 
 

@@ -3,9 +3,7 @@
 import logging
 import os
 import secrets
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -98,9 +96,7 @@ def _serve_together(url: str, bind: str, count: int, metrics_bind: str | None) -
 
 
 def _watch(count: int, environment: Mapping[str, str], ended: Callable[[int], None]) -> None:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    asked = processes.asked_to_end()
 
     def start() -> processes.Child:
         arguments = ["serve", "--child-of", str(os.getpid())]
@@ -108,10 +104,10 @@ def _watch(count: int, environment: Mapping[str, str], ended: Callable[[int], No
 
     kept = [Kept(start, ended) for _ in range(count)]
     try:
-        while not stop.is_set():
+        while not asked:
             for each in kept:
                 each.look()
-            stop.wait(LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)
     finally:
         children = [each.child for each in kept if each.child is not None]
         for child in children:

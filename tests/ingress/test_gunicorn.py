@@ -22,8 +22,7 @@ import pytest
 
 from ingress.webhook import READ_SECONDS_MAX
 from ledger.embedded import EmbeddedPostgres
-from ledger.operations.migrate import migrate
-from tests.conftest import OWNER, SUPERUSER, Database
+from tests.conftest import OWNER, SUPERUSER, Database, mortal_postgres
 from tests.ingress.deliveries import PATH, TOKEN, body, problem, signed
 
 ROOT = Path(__file__).parents[2]
@@ -488,11 +487,8 @@ def test_it_does_not_start_with_a_bad_setting_and_says_so_in_one_line(
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of these tests' own, which they stop, kill and start again."""
-    with tempfile.TemporaryDirectory(prefix="ledger-away-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        with EmbeddedPostgres(Path(name)) as server:
-            migrate(server.url(OWNER))
-            yield server
+    with mortal_postgres() as server:
+        yield server
 
 
 def _kill(server: EmbeddedPostgres) -> None:

@@ -5,7 +5,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,7 @@ import pytest
 from ingress.spooling import SpoolSettings, status
 from ledger.database import Role
 from ledger.embedded import EmbeddedPostgres
-from ledger.operations.migrate import migrate
-from tests.conftest import OWNER, Database
+from tests.conftest import Database, mortal_postgres
 from tests.ingress.deliveries import body
 from tests.ingress.observed import Ingress, running, wait_until
 
@@ -30,11 +28,8 @@ SLACK_SECONDS = 1.5
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of these tests' own, which they stop and start."""
-    with tempfile.TemporaryDirectory(prefix="spooled-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        with EmbeddedPostgres(Path(name)) as server:
-            migrate(server.url(OWNER))
-            yield server
+    with mortal_postgres() as server:
+        yield server
 
 
 @pytest.fixture
@@ -228,10 +223,14 @@ def test_a_worker_that_is_killed_on_a_disk_that_cannot_be_written_comes_back(
         (worker,) = ingress.workers()
         # Nobody starts while the master is stopped, and nobody who writes may be there.
         ingress.process.send_signal(signal.SIGSTOP)
-        worker.kill()
-        wait_until(lambda: worker.status() == psutil.STATUS_ZOMBIE)
-        remount("ro")
-        ingress.process.send_signal(signal.SIGCONT)
+        try:
+            master = psutil.Process(ingress.process.pid)
+            wait_until(lambda: master.status() == psutil.STATUS_STOPPED)
+            worker.kill()
+            wait_until(lambda: worker.status() == psutil.STATUS_ZOMBIE)
+            remount("ro")
+        finally:
+            ingress.process.send_signal(signal.SIGCONT)
         try:
             wait_until(lambda: deliver(ingress, told("back", 0)) == (200, "credited"))
         finally:

@@ -6,10 +6,8 @@ import itertools
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
@@ -49,11 +47,10 @@ from ledger.errors import (
     Unavailable,
     UnknownCurrency,
 )
-from ledger.operations.migrate import migrate
 from ledger.quarantine import Unposted
 from ledger.reward import Reward
 from ledger.writing import Receipt, Writer
-from tests.conftest import OWNER, SUPERUSER, Database, Run
+from tests.conftest import OWNER, SUPERUSER, Database, Run, mortal_postgres
 
 REPOSITORY = Path(ingress.__file__).resolve().parents[1]
 ROOM = 2**30
@@ -109,12 +106,8 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def stoppable() -> Iterator[EmbeddedPostgres]:
     """A server that this module's tests may stop; its database is to be cloned."""
-    path = Path(tempfile.mkdtemp(prefix="spooling-")).resolve()
-    path.chmod(0o711)
-    with EmbeddedPostgres(path) as server:
-        migrate(server.url(OWNER))
+    with mortal_postgres() as server:
         yield server
-    shutil.rmtree(path)
 
 
 _numbers = itertools.count(1)

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -27,11 +26,10 @@ from ingress.tallying import ABANDONED, COUNTED_AS, Counts, Tallying
 from ledger.database import Connection, Pool, Role
 from ledger.embedded import EmbeddedPostgres
 from ledger.errors import BrokenRule, DatabaseUnavailable
-from ledger.operations.migrate import migrate
 from ledger.operations.verify import Finding, verify
 from ledger.tallying import Tally, total
 from ledger.writing import Status
-from tests.conftest import OWNER, Database, Run
+from tests.conftest import Database, Run, mortal_postgres
 from tests.ingress.deliveries import ABSENT, PATH, TOKEN, body, signed
 from tests.ingress.observed import Ingress, Labels, running, wait_until
 
@@ -454,18 +452,19 @@ def test_a_count_that_the_database_refuses_is_no_trouble_that_passes(
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of these tests' own, which they kill and start again."""
-    with tempfile.TemporaryDirectory(prefix="tallying-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        with EmbeddedPostgres(Path(name)) as server:
-            migrate(server.url(OWNER))
-            yield server
+    with mortal_postgres() as server:
+        yield server
 
 
-def revive(server: EmbeddedPostgres) -> None:
+def revive(server: EmbeddedPostgres, is_long_enough: Callable[[], bool]) -> None:
+    """Kills it, and starts it again when it was away for long enough."""
     postmaster = int((server.data_directory / "postmaster.pid").read_text().split()[0])
     os.kill(postmaster, signal.SIGKILL)
-    server.stop()
-    server.start()
+    try:
+        wait_until(is_long_enough)
+    finally:
+        server.stop()
+        server.start()
 
 
 class Senders:
@@ -479,6 +478,7 @@ class Senders:
         self._numbers = itertools.count()
         self._is_over = threading.Event()
         self.answered = 0
+        self.has_spooled = False
         self._threads = ThreadPoolExecutor(self.COUNT)
         self._sending = [self._threads.submit(self._send) for _ in range(self.COUNT)]
 
@@ -502,8 +502,9 @@ class Senders:
                 ]
             )
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                self._ingress.deliver(text)
+                _, answer = self._ingress.deliver(text)
                 self.answered += 1
+                self.has_spooled |= answer["status"] == "spooled"
 
 
 def believed(ingress: Ingress) -> float:
@@ -544,7 +545,7 @@ def test_whatever_is_killed_the_sum_holds_and_nothing_false_is_found(
                 elif strike == "reload":
                     ingress.process.send_signal(signal.SIGHUP)
                 else:
-                    revive(mortal)
+                    revive(mortal, lambda: senders.has_spooled or not has_spool)
                 assert found(own, run) == []
                 so_far = told(own, run).believed
                 wait_until(lambda so_far=so_far: is_counted_more(so_far))  # type: ignore[misc]

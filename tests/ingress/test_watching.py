@@ -1,6 +1,5 @@
 """The gauges say what is so, also where several workers look at the same."""
 
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledger.embedded import EmbeddedPostgres
-from ledger.operations.migrate import migrate
-from tests.conftest import OWNER, Database
+from tests.conftest import Database, mortal_postgres
 from tests.ingress.deliveries import ABSENT, body
 from tests.ingress.observed import Ingress, running, wait_until
 
@@ -26,11 +24,8 @@ def gauge(ingress: Ingress, name: str) -> float:
 @pytest.fixture
 def stoppable() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of the test's own, which it stops and starts."""
-    with tempfile.TemporaryDirectory(prefix="watching-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        with EmbeddedPostgres(Path(name)) as server:
-            migrate(server.url(OWNER))
-            yield server
+    with mortal_postgres() as server:
+        yield server
 
 
 def test_two_workers_who_see_the_same_quarantine_do_not_count_it_twice(

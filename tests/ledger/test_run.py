@@ -97,8 +97,8 @@ def place() -> Iterator[Place]:
             yield place
         finally:
             for process in place.started:
-                with process:
-                    process.terminate()
+                process.terminate()
+                ended(process)
             # A worker needs a moment to see that its killed parent is gone.
             _, left = psutil.wait_procs([p for p in ours(place) if p not in before], timeout=10)
             for process in left:
@@ -126,8 +126,12 @@ def end(process: subprocess.Popen[str], number: int = signal.SIGINT) -> int:
 
 
 def ended(process: subprocess.Popen[str]) -> int:
-    with process:
+    try:
         return process.wait(30)
+    finally:
+        # Else one that stays would keep the whole run waiting.
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

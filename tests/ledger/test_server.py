@@ -6,10 +6,8 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,12 +19,11 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from ledger.database import Role
 from ledger.embedded import EmbeddedPostgres
-from ledger.operations.migrate import migrate
 from ledger.server import serve_until
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
-from tests.conftest import OWNER, Database, Run
+from tests.conftest import Database, Run, mortal_postgres
 from tests.rewards import reward
 from tests.serving import Refusal, connected, free_port, refusal, serving
 
@@ -330,11 +327,8 @@ def test_while_postgres_is_down_callers_are_told_and_afterwards_it_goes_on_by_it
             await becomes(channel, Health.SERVING)
             assert (await service.GetBalance(REQUEST)).balance.amount.value == "0"
 
-    with tempfile.TemporaryDirectory(prefix="ledger-tests-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        with EmbeddedPostgres(Path(name)) as postgres:
-            migrate(postgres.url(OWNER))
-            run(main(postgres))
+    with mortal_postgres() as postgres:
+        run(main(postgres))
 
 
 def test_a_connection_that_was_closed_in_the_pool_is_not_noticed(

@@ -4,12 +4,10 @@ import asyncio
 import os
 import random
 import signal
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -19,14 +17,12 @@ import pytest
 
 from ledger import watching
 from ledger.database import Connection, Role, conninfo
-from ledger.embedded import EmbeddedPostgres
-from ledger.operations.migrate import migrate
 from ledger.place import BEGINNING
 from ledger.reward import Reward
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
-from tests.conftest import OWNER, SUPERUSER, Database, Run
+from tests.conftest import SUPERUSER, Database, Run, mortal_postgres
 from tests.ledger.test_server import make_slow, process, until_asked
 from tests.rewards import reward
 from tests.serving import Refusal, connected, free_port, refusal
@@ -359,11 +355,8 @@ def test_a_crash_of_postgres_that_is_short_is_not_noticed(
                     await asyncio.sleep(0.1)
             assert await watch.until(2) == ["before", "after"]
 
-    with tempfile.TemporaryDirectory(prefix="ledger-tests-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        with EmbeddedPostgres(Path(name)) as postgres:
-            migrate(postgres.url(OWNER))
-            run(main(Database(postgres, "ledger")))
+    with mortal_postgres() as postgres:
+        run(main(Database(postgres, "ledger")))
 
 
 def test_a_connection_that_was_closed_is_not_noticed(database: Database, run: Run) -> None:
