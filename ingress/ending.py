@@ -43,6 +43,8 @@ def announce_at_sigterm(worker: Any) -> None:  # noqa: ANN401 - gunicorn's worke
 
     def end() -> None:
         app.announce()
-        worker.loop.call_later(ANNOUNCING_SECONDS, worker.handle_exit_signal)
+        # Who comes after this keeps no connection; without others there is nobody to wait for.
+        seconds = ANNOUNCING_SECONDS if worker.nr_conns else 0.0
+        worker.loop.call_later(seconds, worker.handle_exit_signal)
 
     worker.loop.add_signal_handler(signal.SIGTERM, end)
