@@ -33,9 +33,11 @@ from ledger.reward import Reward
 from ledger.writing import WAIT_SECONDS_MAX, ObserveBatch, Outcome, Writer
 
 PATH = "/v1/webhooks/customerglu"
-POOL_SIZE_MAX = 4
-"""One connection that posts, one that keeps what cannot be posted, one for the probe, and one for
-what counts and looks."""
+POSTING_POOL_SIZE_MAX = 2
+"""One connection that posts, and one that keeps what cannot be posted."""
+LOOKING_POOL_SIZE_MAX = 2
+"""For the probe and for what counts and looks: whoever waits there for a slow Postgres keeps no
+connection from a reward."""
 SPOOL_AFTER_SECONDS = 1.5
 """How long the books may take before a delivery is spooled: there must be time left for that."""
 RETRY_AFTER_SECONDS_MAX = 5
@@ -105,30 +107,33 @@ def from_environment(settings: IngressSettings | None = None) -> DeliveryApp:
     ``settings`` are those that gunicorn's master has read, or the environment's.
     """
     settings = settings or read_settings()
-    pool = Pool(settings.database_url, Role.WRITER, size_max=POOL_SIZE_MAX)
+    posting = Pool(settings.database_url, Role.WRITER, size_max=POSTING_POOL_SIZE_MAX)
+    looking = Pool(settings.database_url, Role.WRITER, size_max=LOOKING_POOL_SIZE_MAX)
     metrics, observer = observing.from_environment({row.slug for row in PROBLEMS.values()})
-    watching, tallying = Watching(metrics, pool), Tallying(pool, metrics.counts)
-    sharing = Sharing(pool, observer.shares_transaction)
-    quarantine = Quarantine(pool)
+    watching = Watching(metrics, looking, (posting, looking))
+    tallying = Tallying(looking, metrics.counts)
+    sharing = Sharing(looking, observer.shares_transaction)
+    quarantine = Quarantine(posting)
     counted = CountingKeeper(quarantine, metrics.counts)
     has_spool = settings.spool is not None
     writer = Writer(
-        pool,
+        posting,
         wait_seconds_max=SPOOL_AFTER_SECONDS if has_spool else WAIT_SECONDS_MAX,
         observe_batch=_each_of(watching.posted, sharing.posted),
     )
-    spooling = _spooling(settings, pool, writer, counted)
+    spooling = _spooling(settings, looking, writer, counted)
     keeper = counted if spooling is None else SpoolingQuarantine(counted, spooling)
     app = create_app(settings, spooling or writer, keeper)
     app.add_route("/livez", Live())
     app.add_route(
         "/readyz",
-        Ready(partial(can_post, pool), lambda: spooling is not None and spooling.can_spool),
+        Ready(partial(can_post, looking), lambda: spooling is not None and spooling.can_spool),
     )
     watching.begin(spooling)
     metrics.watch(tallying.write, WRITE_EVERY_SECONDS)
     metrics.watch(sharing.look, LOOK_EVERY_SECONDS)
-    lifespan = _Lifespan(pool, writer, quarantine, spooling, (sharing.end, tallying.end))
+    endings = (sharing.end, tallying.end)
+    lifespan = _Lifespan((posting, looking), writer, quarantine, spooling, endings)
     # Shut down from the last to the first: what is still posted is still told and counted.
     app.add_middleware([metrics, observer, lifespan])
     return app
@@ -143,13 +148,13 @@ def _each_of(*observers: ObserveBatch) -> ObserveBatch:
 
 
 def _spooling(
-    settings: IngressSettings, pool: Pool, writer: Writer, quarantine: Keeper
+    settings: IngressSettings, looking: Pool, writer: Writer, quarantine: Keeper
 ) -> SpoolingBooks | None:
     if settings.spool is None:
         return None
     read = partial(read_reward, mapping=settings.mapping)
     spool = Spool(settings.spool.directory, settings.spool.size_max_bytes)
-    return SpoolingBooks(writer, pool, spool, read, keep_spooled(quarantine, read))
+    return SpoolingBooks(writer, looking, spool, read, keep_spooled(quarantine, read))
 
 
 def keep_spooled(quarantine: Keeper, read: Read) -> Keep:
@@ -171,20 +176,20 @@ def keep_spooled(quarantine: Keeper, read: Read) -> Keep:
 
 
 class _Lifespan:
-    """Opens the pool when the worker has started, so after the fork; empties and closes it.
+    """Opens the pools when the worker has started, so after the fork; empties and closes them.
 
     ``endings`` are awaited in between, when nothing more is posted.
     """
 
     def __init__(
         self,
-        pool: Pool,
+        pools: Sequence[Pool],
         writer: Writer,
         quarantine: Quarantine,
         spooling: SpoolingBooks | None,
         endings: Sequence[Callable[[], Awaitable[None]]],
     ) -> None:
-        self._pool = pool
+        self._pools = pools
         self._writer = writer
         self._quarantine = quarantine
         self._spooling = spooling
@@ -192,7 +197,8 @@ class _Lifespan:
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Falcon's hook for the start of a worker."""
-        await self._pool.open()
+        for pool in self._pools:
+            await pool.open()
         if self._spooling is not None:
             await self._spooling.start()
 
@@ -203,7 +209,8 @@ class _Lifespan:
         await self._writer.drain()
         await self._quarantine.drain()
         await asyncio.gather(*(end() for end in self._endings))
-        await self._pool.close()
+        for pool in self._pools:
+            await pool.close()
 
 
 async def _tell(

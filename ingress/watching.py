@@ -1,4 +1,4 @@
-"""What the gauges say: the pool, the quarantine, the spool, and when was credited last."""
+"""What the gauges say: the pools, the quarantine, the spool, and when was credited last."""
 
 import asyncio
 import time
@@ -13,16 +13,20 @@ from ledger.writing import Outcome, Receipt, Status
 
 
 class Watching:
-    """Looks at what one worker has to do with, and tells ``metrics``."""
+    """Looks at what one worker has to do with, and tells ``metrics``.
 
-    def __init__(self, metrics: Metrics, pool: Pool) -> None:
+    It asks by ``pool``; how ``pools`` are used is told as one.
+    """
+
+    def __init__(self, metrics: Metrics, pool: Pool, pools: Sequence[Pool]) -> None:
         self._metrics = metrics
         self._pool = pool
+        self._pools = pools
         self._knows_last_credit = False
 
     def begin(self, spooling: SpoolingBooks | None) -> None:
         """Have ``metrics`` look now and then, and at ``spooling`` if there is one."""
-        self._metrics.watch(self._look_at_pool, PUBLISH_EVERY_SECONDS)
+        self._metrics.watch(self._look_at_pools, PUBLISH_EVERY_SECONDS)
         self._metrics.watch(self._look_at_quarantine)
         self._metrics.watch(self._look_for_last_credit)
         if spooling is not None:
@@ -36,9 +40,13 @@ class Watching:
                 self._metrics.credited(outcome.posted_at.timestamp())
                 break
 
-    async def _look_at_pool(self) -> None:
-        size, idle, waiting = self._pool.stats()
-        self._metrics.set_pool(size=size, idle=idle, waiting=waiting)
+    async def _look_at_pools(self) -> None:
+        stats = [pool.stats() for pool in self._pools]
+        self._metrics.set_pool(
+            size=sum(each.size for each in stats),
+            idle=sum(each.idle for each in stats),
+            waiting=sum(each.waiting for each in stats),
+        )
 
     async def _look_at_quarantine(self) -> None:
         async with self._pool.connection() as connection:

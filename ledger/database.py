@@ -1,10 +1,10 @@
 """Connections and their timeouts; Postgres's errors → ours."""
 
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -19,6 +19,8 @@ STATEMENT_SECONDS_MAX = 2
 LOCK_SECONDS_MAX = 1
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 
 
 class Role(StrEnum):
@@ -108,6 +110,7 @@ class Pool:
 
     def __init__(self, url: str, role: Role, *, size_max: int) -> None:
         self._process_id: int | None = None
+        self._size_max = size_max
         self._pool = AsyncConnectionPool(
             conninfo(url, role),
             kwargs={"autocommit": True},
@@ -157,6 +160,30 @@ class Pool:
                 yield connection
         except psycopg.Error as error:
             raise translated(error) from error
+
+    async def ask(
+        self,
+        question: Callable[Concatenate[Connection, Arguments], Awaitable[Answer]],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """What ``question`` answers to a connection and ``arguments``; raises as ``connection``.
+
+        After a restart of Postgres every connection that lies here is closed, and each is found
+        out by whoever takes it. So ``question`` is asked again while that is what went wrong: it
+        must be safe to repeat, also when its first answer was lost on the way.
+        """
+        for tries_left in range(self._size_max, -1, -1):
+            connection = None
+            try:
+                async with self.connection() as connection:
+                    return await question(connection, *arguments, **options)
+            except DatabaseUnavailable:
+                # To wait again for a connection, or for a slow statement, would keep the caller
+                # longer than it may wait.
+                if connection is None or not connection.closed or not tries_left:
+                    raise
+        raise AssertionError
 
 
 _DATA_EXCEPTION = "22000"

@@ -65,8 +65,7 @@ class Quarantine:
         await self._coalescer.drain()
 
     async def _keep(self, deliveries: list[Unposted]) -> list[None]:
-        async with self._pool.connection() as connection:
-            await keep(connection, deliveries)
+        await self._pool.ask(keep, deliveries)
         return [None] * len(deliveries)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from ledger.account import USER
 from ledger.coalescing import Coalescer
 from ledger.database import Connection, Pool, array
-from ledger.errors import DatabaseUnavailable, RewardNotFound
+from ledger.errors import RewardNotFound
 from ledger.money import Currency, plain
 from ledger.seal import Seal
 
@@ -19,9 +19,6 @@ BATCH_SIZE_MAX = 500
 QUIET_TURNS = 8
 """grpc.aio hands over about one call in a turn of the loop: those on their way travel along."""
 WAIT_SECONDS_MAX = 2.5
-TRIES_MAX = 5
-"""More than a pool has connections, as Postgres may have closed all that lay there."""
-
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
@@ -182,18 +179,7 @@ class Reader:
         **options: Arguments.kwargs,
     ) -> Answer:
         """What ``question`` answers to a connection and ``arguments``; raises ``Unavailable``."""
-        for tries_left in range(TRIES_MAX - 1, -1, -1):
-            connection = None
-            try:
-                async with self._pool.connection() as connection:
-                    return await question(connection, *arguments, **options)
-            except DatabaseUnavailable:
-                # Another try is worth it only when the connection turned out to be closed. To wait
-                # again for a connection, or for a slow statement, would keep the caller longer
-                # than it may wait.
-                if connection is None or not connection.closed or not tries_left:
-                    raise
-        raise AssertionError
+        return await self._pool.ask(question, *arguments, **options)
 
 
 _GET_BALANCES = """

@@ -98,10 +98,9 @@ class Writer:
         # connection did commit, the second try finds the rewards there and reports replays.
         for tries_left in range(TRIES_MAX - 1, -1, -1):
             try:
-                async with self._pool.connection() as connection:
-                    outcomes = await post(
-                        connection, rewards, expects_replays=self._expects_replays
-                    )
+                outcomes = await self._pool.ask(
+                    post, rewards, expects_replays=self._expects_replays
+                )
             except DatabaseUnavailable:
                 if not tries_left:
                     raise

@@ -13,9 +13,18 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from ledger.database import Pool, PoolStats, Role, WrongProcess, array, conninfo, translated
+from ledger.database import (
+    Connection,
+    Pool,
+    PoolStats,
+    Role,
+    WrongProcess,
+    array,
+    conninfo,
+    translated,
+)
 from ledger.errors import BrokenRule, DatabaseUnavailable, LedgerError, Overloaded
-from tests.conftest import OWNER, Database, Run
+from tests.conftest import OWNER, SUPERUSER, Database, Run
 
 SETTINGS = {
     "statement_timeout": "2s",
@@ -117,6 +126,53 @@ def test_a_pool_hands_out_no_more_connections_than_it_may(database: Database, ru
         assert 1 <= len(seen) <= 2
 
     run(main())
+
+
+def test_a_question_passes_over_every_connection_that_a_restart_has_closed(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        async with Pool(database.url(), Role.READER, size_max=4) as pool:
+            together = asyncio.Barrier(4)
+
+            async def hold() -> None:
+                async with pool.connection():
+                    await together.wait()
+
+            await asyncio.gather(*(hold() for _ in range(4)))
+            assert pool.stats().idle == 4
+            database.rows(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                f" WHERE datname = '{database.name}' AND application_name = 'ledger_reader'",
+                SUPERUSER,
+            )
+            assert await pool.ask(backend) > 0
+
+    run(main())
+
+
+def test_a_question_that_is_slow_is_not_asked_again(database: Database, run: Run) -> None:
+    asked = 0
+
+    async def slow(connection: Connection) -> None:
+        nonlocal asked
+        asked += 1
+        await connection.execute("SET statement_timeout = 50")
+        await connection.execute("SELECT pg_sleep(5)")
+
+    async def main() -> None:
+        async with Pool(database.url(), Role.READER, size_max=2) as pool:
+            with pytest.raises(DatabaseUnavailable):
+                await pool.ask(slow)
+
+    run(main())
+    assert asked == 1
+
+
+async def backend(connection: Connection) -> int:
+    row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def test_a_pool_says_how_it_is_used(database: Database, run: Run) -> None:
