@@ -1,8 +1,11 @@
 """What every test stands on: one real Postgres, and a database of its own for each test."""
 
+import atexit
+import functools
 import itertools
 import os
 import random
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -50,29 +53,41 @@ class Database(NamedTuple):
             return cursor.fetchall() if cursor.description else []
 
 
+@functools.cache
+def _initialised() -> Path:
+    """A directory in which a server was once started, migrated and stopped."""
+    kept = tempfile.TemporaryDirectory(prefix="ledger-tests-", ignore_cleanup_errors=True)
+    atexit.register(kept.cleanup)
+    path = Path(kept.name)
+    path.chmod(0o711)
+    with EmbeddedPostgres(path) as server:
+        migrate(server.url(OWNER))
+    return path
+
+
+def initialise(directory: Path) -> None:
+    """Make ``directory`` one in which a server was started, migrated and stopped before.
+
+    A copy: making the first one takes longer than most tests.
+    """
+    subprocess.run(["/bin/cp", "-a", f"{_initialised()}/.", directory], check=True)
+
+
 @contextmanager
 def throw_away_postgres() -> Iterator[EmbeddedPostgres]:
-    """A server with empty, not yet migrated books, gone afterwards.
+    """A migrated server with empty books, gone afterwards; also to be stopped and killed before.
 
     It does not wait for the disk, which would take half of the whole run: what is killed here are
     processes, and what they have written then is in the system's hands.
     """
     with tempfile.TemporaryDirectory(prefix="ledger-tests-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
+        initialise(Path(name))
         with EmbeddedPostgres(Path(name)) as server:
             url = server.url(SUPERUSER, "postgres")
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute("ALTER SYSTEM SET fsync = off")
                 connection.execute("SELECT pg_reload_conf()")
             yield server
-
-
-@contextmanager
-def mortal_postgres() -> Iterator[EmbeddedPostgres]:
-    """A migrated server of a test's own, to be stopped, killed and started again."""
-    with throw_away_postgres() as server:
-        migrate(server.url(OWNER))
-        yield server
 
 
 @pytest.fixture(scope="session")
@@ -86,8 +101,7 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 def template(postgres: EmbeddedPostgres) -> str:
     """The name of a migrated database that nobody connects to, to be cloned."""
     with psycopg.connect(postgres.url(OWNER, "postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE ledger_template")
-    migrate(postgres.url(OWNER, "ledger_template"))
+        connection.execute("CREATE DATABASE ledger_template TEMPLATE ledger")
     return "ledger_template"
 
 

@@ -31,7 +31,7 @@ from ingress.spooling import SpoolSettings, status
 from ledger.database import Role
 from ledger.embedded import EmbeddedPostgres
 from ledger.operations.verify import verify
-from tests.conftest import SUPERUSER, Database, Run, mortal_postgres
+from tests.conftest import SUPERUSER, Database, Run, throw_away_postgres
 from tests.ingress.deliveries import ABSENT, PATH, body, signed
 from tests.ingress.observed import Ingress, running
 from tests.wire import Loss, Wire
@@ -299,7 +299,7 @@ def kill(postgres: EmbeddedPostgres) -> None:
 @pytest.fixture
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of the test's own."""
-    with mortal_postgres() as server:
+    with throw_away_postgres() as server:
         yield server
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from ingress.webhook import READ_SECONDS_MAX
 from ledger.embedded import EmbeddedPostgres
-from tests.conftest import OWNER, SUPERUSER, Database, mortal_postgres
+from tests.conftest import OWNER, SUPERUSER, Database, throw_away_postgres
 from tests.ingress.deliveries import PATH, TOKEN, body, problem, signed
 
 ROOT = Path(__file__).parents[2]
@@ -487,7 +487,7 @@ def test_it_does_not_start_with_a_bad_setting_and_says_so_in_one_line(
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of these tests' own, which they stop, kill and start again."""
-    with mortal_postgres() as server:
+    with throw_away_postgres() as server:
         yield server
 
 

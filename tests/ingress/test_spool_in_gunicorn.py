@@ -16,7 +16,7 @@ import pytest
 from ingress.spooling import SpoolSettings, status
 from ledger.database import Role
 from ledger.embedded import EmbeddedPostgres
-from tests.conftest import Database, mortal_postgres
+from tests.conftest import Database, throw_away_postgres
 from tests.ingress.deliveries import body
 from tests.ingress.observed import Ingress, running, wait_until
 
@@ -28,7 +28,7 @@ SLACK_SECONDS = 1.5
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of these tests' own, which they stop and start."""
-    with mortal_postgres() as server:
+    with throw_away_postgres() as server:
         yield server
 
 

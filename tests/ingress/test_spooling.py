@@ -50,7 +50,7 @@ from ledger.errors import (
 from ledger.quarantine import Unposted
 from ledger.reward import Reward
 from ledger.writing import Receipt, Writer
-from tests.conftest import OWNER, SUPERUSER, Database, Run, mortal_postgres
+from tests.conftest import OWNER, SUPERUSER, Database, Run, throw_away_postgres
 
 REPOSITORY = Path(ingress.__file__).resolve().parents[1]
 ROOM = 2**30
@@ -106,7 +106,7 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def stoppable() -> Iterator[EmbeddedPostgres]:
     """A server that this module's tests may stop; its database is to be cloned."""
-    with mortal_postgres() as server:
+    with throw_away_postgres() as server:
         yield server
 
 

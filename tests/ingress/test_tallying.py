@@ -29,7 +29,7 @@ from ledger.errors import BrokenRule, DatabaseUnavailable
 from ledger.operations.verify import Finding, verify
 from ledger.tallying import Tally, total
 from ledger.writing import Status
-from tests.conftest import Database, Run, mortal_postgres
+from tests.conftest import Database, Run, throw_away_postgres
 from tests.ingress.deliveries import ABSENT, PATH, TOKEN, body, signed
 from tests.ingress.observed import Ingress, Labels, running, wait_until
 
@@ -452,7 +452,7 @@ def test_a_count_that_the_database_refuses_is_no_trouble_that_passes(
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of these tests' own, which they kill and start again."""
-    with mortal_postgres() as server:
+    with throw_away_postgres() as server:
         yield server
 
 

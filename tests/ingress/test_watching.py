@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledger.embedded import EmbeddedPostgres
-from tests.conftest import Database, mortal_postgres
+from tests.conftest import Database, throw_away_postgres
 from tests.ingress.deliveries import ABSENT, body
 from tests.ingress.observed import Ingress, running, wait_until
 
@@ -24,7 +24,7 @@ def gauge(ingress: Ingress, name: str) -> float:
 @pytest.fixture
 def stoppable() -> Iterator[EmbeddedPostgres]:
     """A migrated Postgres of the test's own, which it stops and starts."""
-    with mortal_postgres() as server:
+    with throw_away_postgres() as server:
         yield server
 
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from ledger.cli import app
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
 from tests.rewards import reward
@@ -23,6 +26,21 @@ def ledger(
         text=True,
         check=False,
     )
+
+
+def commands(group: typer.Typer, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every command below ``group``, as the words that call it."""
+    here = [
+        (*path, command.name or str(getattr(command.callback, "__name__", "")).replace("_", "-"))
+        for command in group.registered_commands
+    ]
+    for below in group.registered_groups:
+        assert below.typer_instance is not None
+        here += commands(below.typer_instance, (*path, str(below.name)))
+    return here
+
+
+COMMANDS = commands(app)
 
 
 def fill(database: Database, run: Run) -> None:
@@ -133,6 +151,8 @@ def test_serve_needs_a_database() -> None:
     assert answer.stderr == "DATABASE_URL is required\n"
 
 
-def test_every_command_has_an_example() -> None:
-    for command in ("run", "serve", "ingress", "migrate", "balance", "history", "totals", "verify"):
-        assert "Example:" in ledger(None, command, "--help").stdout
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_an_example(path: tuple[str, ...]) -> None:
+    answer = CliRunner().invoke(app, [*path, "--help"])
+    _, _, example = " ".join(answer.output.split()).partition("Example: ")
+    assert f"ledger {' '.join(path)}" in example

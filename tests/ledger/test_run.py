@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from ledger.operations.welcome import PATH, REWARD, compact, sign
+from tests.conftest import initialise
 
 LEDGER = [sys.executable, "-m", "ledger"]
 
@@ -77,6 +79,8 @@ def free_address() -> str:
 def place() -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="ledger-run-") as name:
         Path(name).chmod(0o711)
+        (Path(name) / "postgres").mkdir()
+        initialise(Path(name) / "postgres")
         kept = {n: os.environ[n] for n in os.environ if not n.startswith(("LEDGER", "INGRESS"))}
         kept.pop("DATABASE_URL", None)
         place = Place(
@@ -131,11 +135,15 @@ def ended(process: subprocess.Popen[str]) -> int:
     finally:
         # Else one that stays would keep the whole run waiting.
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_everything_starts_answers_and_stops_cleanly(place: Place, number: int) -> None:
+    """In a directory where nothing was before."""
+    shutil.rmtree(place.directory / "postgres")
     process = place.start()
     assert place.post()["status"] == "credited"
     assert json.loads(place.command("balance", "testuser1", "--json").stdout)[0]["balance"] == "400"

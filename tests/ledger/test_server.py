@@ -23,7 +23,7 @@ from ledger.server import serve_until
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
-from tests.conftest import Database, Run, mortal_postgres
+from tests.conftest import Database, Run, throw_away_postgres
 from tests.rewards import reward
 from tests.serving import Refusal, connected, free_port, refusal, serving
 
@@ -327,7 +327,7 @@ def test_while_postgres_is_down_callers_are_told_and_afterwards_it_goes_on_by_it
             await becomes(channel, Health.SERVING)
             assert (await service.GetBalance(REQUEST)).balance.amount.value == "0"
 
-    with mortal_postgres() as postgres:
+    with throw_away_postgres() as postgres:
         run(main(postgres))
 
 

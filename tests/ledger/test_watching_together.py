@@ -22,7 +22,7 @@ from ledger.reward import Reward
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
-from tests.conftest import SUPERUSER, Database, Run, mortal_postgres
+from tests.conftest import SUPERUSER, Database, Run, throw_away_postgres
 from tests.ledger.test_server import make_slow, process, until_asked
 from tests.rewards import reward
 from tests.serving import Refusal, connected, free_port, refusal
@@ -355,7 +355,7 @@ def test_a_crash_of_postgres_that_is_short_is_not_noticed(
                     await asyncio.sleep(0.1)
             assert await watch.until(2) == ["before", "after"]
 
-    with mortal_postgres() as postgres:
+    with throw_away_postgres() as postgres:
         run(main(Database(postgres, "ledger")))
 
 
