@@ -16,6 +16,7 @@ from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
 from ledger.money import CURRENCY_CODE, Currency
 from ledger.operations import migrate as migrating
+from ledger.operations import processes
 from ledger.operations import run as running
 from ledger.operations import serve as serving
 from ledger.operations.source import source
@@ -70,6 +71,7 @@ def run() -> None:
     """
     from ledger.operations.welcome import welcome
 
+    processes.unwind_at_sigterm()
     with running.running(read_settings(), os.environ) as started:
         typer.echo(welcome(started))
         ended = running.wait(started)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import psutil
 
@@ -77,6 +77,18 @@ def asked_to_end() -> list[int]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: asked.append(number))
     return asked
+
+
+def unwind_at_sigterm() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, through every ``finally``.
+
+    By itself it would end at once, and leave running what it has started.
+    """
+
+    def unwind(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, unwind)
 
 
 def end_with(parent: int) -> None:

@@ -21,7 +21,12 @@ from ledger.operations.source import source
 
 READY_SECONDS_MAX = 30.0
 
-_TOKENS_GIVEN = ("INGRESS_TOKEN", "INGRESS_TOKEN_FILE", "INGRESS_ALLOW_UNSIGNED")
+_TOKENS_GIVEN = {
+    "INGRESS_TOKEN": "the one of INGRESS_TOKEN",
+    "INGRESS_TOKEN_FILE": "the one in the file of INGRESS_TOKEN_FILE",
+    "INGRESS_ALLOW_UNSIGNED": "none: anybody who reaches the ingress may post rewards",
+}
+"""Where the ingress has its token from when none is made up, and in which words that is told."""
 
 
 class IsRunning(Exception):
@@ -41,6 +46,8 @@ class Running(NamedTuple):
     """Host and port of the gRPC service."""
     made_up_token: Path | None
     """Where the development token is kept; ``None`` when one was given."""
+    token: str
+    """Where the token is, for a person; never the token."""
     data_directory: Path | None
     """Where ``LEDGER_DATA`` says, so that the next commands must say it too; else ``None``."""
     database: str
@@ -88,7 +95,11 @@ def running(settings: Settings, environment: Mapping[str, str]) -> Iterator[Runn
             where = f"embedded, data in {database.embedded.data_directory}"
         is_elsewhere = database.embedded is not None and environment.get("LEDGER_DATA")
         elsewhere = settings.data_directory if is_elsewhere else None
-        yield Running(ingress, settings.bind, made_up, elsewhere, where, tuple(children))
+        given = [words for name, words in _TOKENS_GIVEN.items() if environment.get(name)]
+        token_words = f"made up, kept in {made_up}" if made_up else given[0]
+        yield Running(
+            ingress, settings.bind, made_up, token_words, elsewhere, where, tuple(children)
+        )
 
 
 def wait(started: Running) -> processes.Child | None:

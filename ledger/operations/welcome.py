@@ -46,18 +46,13 @@ def welcome(started: Running) -> str:
     # A command of another terminal does not know what this one was told.
     given = f"LEDGER_DATA={shlex.quote(str(started.data_directory))} "
     ledger = f"{given if started.data_directory else ''}.venv/bin/ledger"
-    token = (
-        f"made up, kept in {started.made_up_token}"
-        if started.made_up_token
-        else "the one of INGRESS_TOKEN"
-    )
     text = f"""
 The ledger is up. Stop it with Ctrl-C.
 
   ingress    http://{started.ingress}{PATH}
   service    {started.service} (gRPC, ledger.v1.LedgerService)
   Postgres   {started.database}
-  token      {token}
+  token      {started.token}
 """
     if started.made_up_token is None:
         return text + f"\nTry next: {ledger} totals; {ledger} verify\n"

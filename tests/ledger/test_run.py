@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,8 @@ class Place(NamedTuple):
 
     environment: dict[str, str]
     started: list[subprocess.Popen[str]]
+    said: list[str]
+    """The lines that the last start read."""
 
     @property
     def directory(self) -> Path:
@@ -44,7 +47,9 @@ class Place(NamedTuple):
         )
         self.started.append(process)
         assert process.stdout is not None
+        self.said.clear()
         for line in process.stdout:
+            self.said.append(line)
             if "ledger verify" in line:
                 return process
         raise AssertionError(f"ended with {process.wait()}")
@@ -94,6 +99,7 @@ def place() -> Iterator[Place]:
                 "LEDGER_METRICS_BIND": "",
                 "LEDGER_LOG": "off",
             },
+            [],
             [],
         )
         before = ours(place)
@@ -149,6 +155,42 @@ def test_everything_starts_answers_and_stops_cleanly(place: Place, number: int) 
     assert json.loads(place.command("balance", "testuser1", "--json").stdout)[0]["balance"] == "400"
     assert end(process, number) == 0
     assert ours(place) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_ended_while_it_starts_leaves_nothing_running(place: Place, number: int) -> None:
+    process = subprocess.Popen([*LEDGER, "run"], env=place.environment, stderr=subprocess.PIPE)
+    pid_file = place.directory / "postgres" / "data" / "postmaster.pid"
+    while process.poll() is None and not pid_file.exists():
+        time.sleep(0.005)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert ours(place) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"INGRESS_TOKEN": "given"}, "the one of INGRESS_TOKEN"),
+        ({"INGRESS_ALLOW_UNSIGNED": "yes, anybody may post rewards"}, "none: anybody"),
+        ({}, "made up, kept in "),
+    ],
+)
+def test_it_says_where_the_token_is_and_never_the_token(
+    place: Place, given: dict[str, str], told: str
+) -> None:
+    process = place.start(**given)
+    (line,) = [line for line in place.said if line.strip().startswith("token")]
+    assert told in line
+    secret = given.get("INGRESS_TOKEN") or _made_up(place)
+    assert not secret or secret not in "".join(place.said)
+    end(process)
+
+
+def _made_up(place: Place) -> str:
+    path = place.directory / "development-token"
+    return path.read_text() if path.exists() else ""
 
 
 def test_what_was_credited_is_there_in_the_next_run(place: Place) -> None:
