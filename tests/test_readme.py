@@ -57,6 +57,17 @@ def test_the_first_reward_is_posted_and_asked_for_as_the_readme_says(place: Plac
                     time.sleep(0.3)
                     found = output(place, at(place, command))
             assert TIMES.sub("T", found).strip() == TIMES.sub("T", printed).strip(), command
+    (first, _), *_ = re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", blocks("console")[0], re.MULTILINE)
+    assert '"status":"replayed"' in output(place, at(place, first))
+    line = "believed deliveries 2 = credited 1 + replayed 1"
+    assert f"`{line}`" in README
+    verified = ""
+    for _ in range(20):
+        verified = output(place, at(place, ".venv/bin/ledger verify"))
+        if line in verified:
+            break
+        time.sleep(0.3)
+    assert line in verified
     end(process)
 
 
