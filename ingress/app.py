@@ -65,6 +65,9 @@ PROBLEMS: dict[type[Exception], Problem] = {
     ingress.AddressNotAllowed: Problem(403, "address-not-allowed", "Not from this address"),
     ingress.NotBelieved: _NOT_BELIEVED,
     ingress.TooManyFailures: Problem(429, "too-many-failures", "No token vouched for too many"),
+    ingress.NotCheckedInTime: Problem(
+        503, "not-checked", "Its signature could not be checked in time; send it again"
+    ),
     ingress.NotCanonical: _NOT_BELIEVED,
     ingress.NotJson: Problem(400, "not-json", "The body is not JSON"),
     ingress.NotAReward: Problem(422, "not-a-reward", "The body is not a reward"),

@@ -3,16 +3,18 @@
 ::
 
     IngressError
-    └── Refused                   sending the same bytes again will not help
-        ├── TooLarge              the body is over the limit
+    ├── Refused                   sending the same bytes again will not help
+    │   ├── TooLarge              the body is over the limit
+    │   ├── NotAJsonContentType   the body says that it is something other than JSON
+    │   ├── AddressNotAllowed     the speaker's address is not in the list
+    │   ├── NotBelieved           no token vouches for the delivery
+    │   ├── TooManyFailures       nor for too many others from its address
+    │   ├── NotCanonical          no JSON.stringify text exists for these bytes
+    │   ├── NotJson               believed bytes that are not JSON
+    │   └── NotAReward            believed JSON that is not a reward
+    └── Unavailable               sending the same bytes again may help
         ├── Incomplete            fewer bytes arrived than were announced
-        ├── NotAJsonContentType   the body says that it is something other than JSON
-        ├── AddressNotAllowed     the speaker's address is not in the list
-        ├── NotBelieved           no token vouches for the delivery
-        ├── TooManyFailures       nor for too many others from this address
-        ├── NotCanonical          no JSON.stringify text exists for these bytes
-        ├── NotJson               believed bytes that are not JSON
-        └── NotAReward            believed JSON that is not a reward
+        └── NotCheckedInTime      after too many failures, its turn to be checked did not come
 
 Each leaf has its HTTP status in the one table in ``ingress.app``. None of them carries anything
 that the sender wrote: an error's text may reach a log, and what was sent may hold coupon codes
@@ -32,10 +34,6 @@ class TooLarge(Refused):
     """The body is over the limit."""
 
 
-class Incomplete(Refused):
-    """Fewer bytes arrived than were announced."""
-
-
 class NotAJsonContentType(Refused):
     """The body says that it is something other than JSON in UTF-8."""
 
@@ -49,7 +47,7 @@ class AddressNotAllowed(Refused):
 
 
 class TooManyFailures(Refused):
-    """No token vouches for it, nor for too many others; only its raw form was tried.
+    """No token vouches for it, in either form, nor for too many others from its address.
 
     ``wait_seconds`` says after how long the address may fail again.
     """
@@ -77,3 +75,15 @@ class NotAReward(Refused):
         super().__init__(field, reason)
         self.field = field
         self.reason = reason
+
+
+class Unavailable(IngressError):
+    """Sending the same bytes again may help."""
+
+
+class Incomplete(Unavailable):
+    """Fewer bytes arrived than were announced."""
+
+
+class NotCheckedInTime(Unavailable):
+    """Too many from its address were not believed, and its turn to be checked did not come."""

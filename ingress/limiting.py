@@ -2,18 +2,25 @@
 
 To refuse a delivery costs more than to take one, because its canonical text has to be made before
 it is known that no token signed that either. So each address has a budget of failures, and only
-failures spend it: a delivery that is believed never does.
+failures spend it: a delivery that is believed never does. Whose budget is spent may still send
+what is believed, so that is checked too, but when its turn comes.
 """
 
+import asyncio
 import math
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from typing import TypeVar
 
+from ingress.errors import NotCheckedInTime
 from ledger.config import whole_number
 
 ADDRESSES_MAX = 10_000
 """How many addresses one worker remembers, some 3 MB; then the one that failed longest ago goes."""
+
+Result = TypeVar("Result")
 
 
 class FailureLimit:
@@ -31,10 +38,6 @@ class FailureLimit:
         self._addresses_max = addresses_max
         # How many failures were unpaid, and when; in the order of the latest failure.
         self._spent: OrderedDict[tuple[int, int], tuple[float, float]] = OrderedDict()
-
-    def is_exhausted(self, address: IPv4Address | IPv6Address | None, now: float) -> bool:
-        """Whether the address has no failure left."""
-        return self.wait_seconds(address, now) > 0
 
     def wait_seconds(self, address: IPv4Address | IPv6Address | None, now: float) -> int:
         """After how many whole seconds the address may fail again: 0 if it may now."""
@@ -56,6 +59,33 @@ class FailureLimit:
     def _still_spent(self, key: tuple[int, int], now: float) -> float:
         spent, at = self._spent.get(key, (0.0, now))
         return max(0.0, spent - (now - at) * self._failures_per_second)
+
+
+class Turns:
+    """Costly steps one at a time, in the order of asking, for at most ``share`` of the time.
+
+    After each, nobody has a turn for as long as makes its time that share; a step that is asked
+    for after a longer pause is taken at once. Belongs to one event loop.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._pause_per_second = 1 / share - 1
+        self._free_at = 0.0
+        self._turn = asyncio.Lock()
+
+    async def take(self, step: Callable[[], Result], seconds_max: float) -> Result:
+        """What ``step`` gives; raises ``NotCheckedInTime`` when its turn does not come in time."""
+        try:
+            async with asyncio.timeout(seconds_max), self._turn:
+                await asyncio.sleep(self._free_at - time.monotonic())
+                begun_at = time.monotonic()
+                try:
+                    return step()
+                finally:
+                    ended_at = time.monotonic()
+                    self._free_at = ended_at + (ended_at - begun_at) * self._pause_per_second
+        except TimeoutError:
+            raise NotCheckedInTime from None
 
 
 def read_failure_limit(environment: Mapping[str, str]) -> FailureLimit:

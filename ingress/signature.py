@@ -69,46 +69,62 @@ class Believed:
     form: Form
 
 
-def believe(
-    body: bytes,
-    header: str | None,
-    tokens: Sequence[Token],
-    now: datetime,
-    *,
-    raw_only: bool = False,
-) -> Believed:
+def believe(body: bytes, header: str | None, tokens: Sequence[Token], now: datetime) -> Believed:
     """Give the text that a token vouches for: the body as it arrived, else its canonical text.
 
-    ``header`` is the value of ``X-CG-SIGNATURE``; ``now`` is aware. ``raw_only`` leaves the
-    canonical text out, which costs several times more to try. Raises ``NotBelieved``, with
+    ``header`` is the value of ``X-CG-SIGNATURE``; ``now`` is aware. Raises ``NotBelieved``, with
     a constant text, for everything else. Two such headers arrive joined by a comma and are not
     believed: nobody could say which of them was meant.
     """
-    if header is None or _DIGEST.fullmatch(header) is None:
-        raise NotBelieved("the signature is not 40 lower-case hex digits")
-    signature = bytes.fromhex(header)
-    usable = [token for token in tokens if token.not_after is None or now <= token.not_after]
-    if token := _voucher(body, signature, usable):
+    if believed := believe_raw(body, header, tokens, now):
+        return believed
+    return believe_canonical(body, header, tokens, now)
+
+
+def believe_raw(
+    body: bytes, header: str | None, tokens: Sequence[Token], now: datetime
+) -> Believed | None:
+    """Give the body, if a token vouches for it as it arrived; ``None`` if not.
+
+    Raises ``NotBelieved`` where no token could vouch for any text: there is nothing to go on with.
+    """
+    if token := _voucher(body, _digest(header), tokens, now):
         return Believed(body, token.name, Form.RAW)
-    if raw_only:
-        raise NotBelieved("no token vouches for the body as it arrived")
+    return None
+
+
+def believe_canonical(
+    body: bytes, header: str | None, tokens: Sequence[Token], now: datetime
+) -> Believed:
+    """Give the canonical text of the body, if a token vouches for that; else ``NotBelieved``.
+
+    It costs several times more to try than the body as it arrived, and that comes first.
+    """
     try:
         text = stringify(body)
     except NotCanonical:
         raise NotBelieved("no token vouches for the body") from None
-    if text != body and (token := _voucher(text, signature, usable)):
+    if text != body and (token := _voucher(text, _digest(header), tokens, now)):
         return Believed(text, token.name, Form.CANONICAL)
     raise NotBelieved("no token vouches for the body")
 
 
-def _voucher(text: bytes, signature: bytes, tokens: Sequence[Token]) -> Token | None:
-    """Give the first token under which the signature is this text's.
+def _digest(header: str | None) -> bytes:
+    if header is None or _DIGEST.fullmatch(header) is None:
+        raise NotBelieved("the signature is not 40 lower-case hex digits")
+    return bytes.fromhex(header)
 
-    Every token is tried, even after one has matched, and compared in constant time: how long an
-    answer takes tells neither which token matched nor how much of a guess was right.
+
+def _voucher(text: bytes, signature: bytes, tokens: Sequence[Token], now: datetime) -> Token | None:
+    """Give the first token that has not ended under which the signature is this text's.
+
+    Each of those is tried, even after one has matched, and compared in constant time: how long
+    an answer takes tells neither which token matched nor how much of a guess was right.
     """
     voucher = None
     for token in tokens:
+        if token.not_after is not None and now > token.not_after:
+            continue
         if hmac.compare_digest(token.digest(text), signature) and voucher is None:
             voucher = token
     return voucher

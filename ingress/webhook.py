@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import msgspec
 from falcon.asgi import Request, Response
@@ -19,26 +20,33 @@ from ingress.errors import (
     TooManyFailures,
 )
 from ingress.keeping import Keeper, unposted
+from ingress.limiting import Turns
 from ingress.metrics import UNSIGNED
 from ingress.observation import Observation, observation
 from ingress.payload import read_reward
 from ingress.peers import Address, Mode
 from ingress.receiving import Receiver
-from ingress.signature import believe
+from ingress.signature import Believed, believe, believe_canonical, believe_raw
 from ingress.spooling import Spooled, SpoolingBooks
 from ledger.errors import DeadlineExceeded, Refused
-from ledger.quarantine import Unposted
 from ledger.reward import Reward
-from ledger.writing import Outcome, Receipt
+from ledger.writing import WAIT_SECONDS_MAX, Outcome, Receipt
 
 READ_SECONDS_MAX = 5.0
 """How long the whole body may take to arrive, counted from the end of the headers."""
 ANSWER_SECONDS_MAX = 2.8
-"""How long it may take from belief to answer: the sender must have one within three seconds."""
+"""How long it may take from the whole body to the answer: the sender must have one within three
+seconds."""
 CHEAP_SIZE_MAX_BYTES = 4096
 """Up to this size the canonical text of any body is made in well under a millisecond."""
+CHECK_SHARE = 0.05
+"""How much of a worker's time goes to larger bodies from addresses that failed too often."""
+TURN_SECONDS_MAX = 2.0
+"""How long such a body may wait to be checked: the books need what is left."""
 
 _ENCODER = msgspec.json.Encoder()
+
+Result = TypeVar("Result")
 
 
 class Books(Protocol):
@@ -54,8 +62,9 @@ class CustomerGluWebhook:
 
     Answers 200 only when the reward stands in the books, or in the spool on this machine's disk, or
     when there was nothing to book.
-    Everything else is an exception, and becomes its status in ``ingress.app``; what was believed
-    is then in the quarantine already, or in the spool on its way there.
+    Everything else is an exception, and becomes its status in ``ingress.app``. What was believed
+    and refused is then in the quarantine already, or in the spool on its way there; what is
+    answered 503 is not known to be anywhere, and is to be sent again.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class CustomerGluWebhook:
         self._books = books
         self._quarantine = quarantine
         self._receiver = Receiver(settings.body_size_max_bytes, READ_SECONDS_MAX)
+        self._turns = Turns(CHECK_SHARE)
         self._clock = clock
 
     async def on_post(self, request: Request, response: Response) -> None:
@@ -78,9 +88,10 @@ class CustomerGluWebhook:
         _check_content_type(request)
         body = await self._receiver.body(request)
         seen.received(body)
-        text = self._believed(body, request.get_header("X-CG-SIGNATURE"), address, seen)
+        answer_by = time.monotonic() + ANSWER_SECONDS_MAX
+        text = await self._believed(body, request.get_header("X-CG-SIGNATURE"), address, seen)
         try:
-            response.data = await self._post_or_keep(text, request.content_type, seen)
+            response.data = await self._post_or_keep(text, request.content_type, seen, answer_by)
         except asyncio.CancelledError:
             seen.abandoned()
             raise
@@ -99,7 +110,7 @@ class CustomerGluWebhook:
             raise AddressNotAllowed
         return speaker.address
 
-    def _believed(
+    async def _believed(
         self, body: bytes, signature: str | None, address: Address | None, seen: Observation
     ) -> bytes:
         tokens = self._settings.tokens.current()
@@ -107,12 +118,19 @@ class CustomerGluWebhook:
             seen.believed(UNSIGNED, UNSIGNED)
             return body
         limit, now = self._settings.failures, time.monotonic()
-        # Who failed too often is not given the costly check; what a token vouches for as it
-        # arrived is never turned away.
+        told = (body, signature, tokens, self._clock())
+        believed: Believed | None
         wait_seconds = limit.wait_seconds(address, now)
-        raw_only = wait_seconds > 0 and len(body) > CHEAP_SIZE_MAX_BYTES
         try:
-            believed = believe(body, signature, tokens, self._clock(), raw_only=raw_only)
+            if wait_seconds and len(body) > CHEAP_SIZE_MAX_BYTES:
+                # Who failed too often waits for the costly check. It is not left out: the address
+                # may be one that others share, such as a proxy's.
+                believed = believe_raw(*told)
+                if believed is None:
+                    check = partial(believe_canonical, *told)
+                    believed = await self._turns.take(check, TURN_SECONDS_MAX)
+            else:
+                believed = believe(*told)
         except NotBelieved:
             if wait_seconds:
                 raise TooManyFailures(wait_seconds) from None
@@ -122,12 +140,15 @@ class CustomerGluWebhook:
         return believed.text
 
     async def _post_or_keep(
-        self, text: bytes, content_type: str | None, seen: Observation
+        self, text: bytes, content_type: str | None, seen: Observation, answer_by: float
     ) -> bytes:
         """The answer to the believed ``text``; what the books refuse is kept, and then raised."""
-        answer_by = time.monotonic() + ANSWER_SECONDS_MAX
         try:
-            return await self._post(text, seen)
+            # The books keep to their time by themselves, and a timer for each delivery costs more
+            # than all else that is done here for it.
+            if answer_by - time.monotonic() > WAIT_SECONDS_MAX:
+                return await self._post(text, seen)
+            return await _by(answer_by, self._post(text, seen))
         except (NotJson, NotAReward, Refused) as error:
             delivery = unposted(
                 text,
@@ -137,7 +158,8 @@ class CustomerGluWebhook:
                 form=seen.form,
                 content_type=content_type,
             )
-            await self._keep(delivery, answer_by)
+            # The books may have taken most of the time to refuse it.
+            await _by(answer_by, self._quarantine.keep(delivery))
             raise
 
     async def _post(self, text: bytes, seen: Observation) -> bytes:
@@ -160,13 +182,14 @@ class CustomerGluWebhook:
         seen.outcome = outcome.status
         return _ENCODER.encode(_answer(outcome))
 
-    async def _keep(self, delivery: Unposted, answer_by: float) -> None:
-        """Have ``delivery`` kept; the books may have taken most of the time to refuse it."""
-        try:
-            async with asyncio.timeout(answer_by - time.monotonic()):
-                await self._quarantine.keep(delivery)
-        except TimeoutError:
-            raise DeadlineExceeded from None
+
+async def _by(answer_by: float, work: Awaitable[Result]) -> Result:
+    """What ``work`` gives; raises ``DeadlineExceeded`` when it is not there in time."""
+    try:
+        async with asyncio.timeout(answer_by - time.monotonic()):
+            return await work
+    except TimeoutError:
+        raise DeadlineExceeded from None
 
 
 def _check_content_type(request: Request) -> None:

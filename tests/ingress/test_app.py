@@ -23,7 +23,10 @@ def answer(error: type[Exception]) -> tuple[int, str]:
 @pytest.mark.parametrize("leaf", leaves(ingress.IngressError))
 def test_every_error_of_the_ingress_has_an_answer_of_its_kind(leaf):
     status, _ = answer(leaf)
-    assert issubclass(leaf, ingress.Refused) == (400 <= status < 500)
+    # What did not arrive whole may be sent again, and is no trouble of ours nevertheless.
+    is_ours = issubclass(leaf, ingress.Unavailable) and leaf is not ingress.Incomplete
+    assert is_ours == (status == 503)
+    assert issubclass(leaf, ingress.Refused) <= (400 <= status < 500)
 
 
 @pytest.mark.parametrize("leaf", leaves(books.LedgerError))
@@ -58,6 +61,8 @@ def test_an_error_nobody_thought_of_is_trouble_of_ours():
         (ingress.Incomplete, 400),
         (ingress.NotAJsonContentType, 415),
         (ingress.NotBelieved, 401),
+        (ingress.TooManyFailures, 429),
+        (ingress.NotCheckedInTime, 503),
         (ingress.NotCanonical, 401),
         (ingress.NotJson, 400),
         (ingress.NotAReward, 422),

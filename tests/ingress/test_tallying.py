@@ -35,7 +35,7 @@ from tests.ingress.observed import Ingress, Labels, running, wait_until
 
 BEFORE_BELIEF = {
     *("not-believed", "too-many-failures", "address-not-allowed", "not-json-type", "too-large"),
-    *("incomplete", "not-found", "method-not-allowed", "bad-request"),
+    *("incomplete", "not-found", "method-not-allowed", "bad-request", "not-checked"),
 }
 """The problems of deliveries for which no token has vouched yet."""
 

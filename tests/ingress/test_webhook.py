@@ -617,6 +617,70 @@ def test_each_problem_has_a_request_id_of_its_own(door: Door) -> None:
     assert len({json.loads(answer.content)["requestId"] for answer in answers}) == 5
 
 
+# Who failed too often
+
+
+WRONG = {"X-CG-SIGNATURE": "0" * 40}
+LARGE = body(rewardId="large", body="b" * 20_000)
+PRETTY = json.dumps(json.loads(LARGE), indent=2).encode()
+"""What only its canonical text can be believed by, and what is not small."""
+
+
+@pytest.fixture
+def failed(door: Door, environment: pytest.MonkeyPatch) -> Door:
+    """A door at which each address has one failure."""
+    environment.setenv("INGRESS_FAILURES_PER_MINUTE", "1")
+    return door
+
+
+def test_an_address_that_failed_too_often_is_told_when_it_may_fail_again(failed: Door) -> None:
+    first, second, large = failed.deliver((body(), WRONG), (body(), WRONG), (PRETTY, WRONG))
+    assert first.problem() == (401, "not-believed")
+    for answer in (second, large):
+        assert answer.problem() == (429, "too-many-failures")
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert failed.rewards() == 0
+
+
+def test_what_a_token_vouches_for_is_never_limited(failed: Door) -> None:
+    small = body(rewardId="small")
+    reformatted = body(rewardId="reformatted")
+    raw = body(rewardId="raw", body="b" * 20_000)
+    _, *answers = failed.deliver(
+        (body(), WRONG),
+        small,
+        (json.dumps(json.loads(reformatted)).encode(), signed(reformatted)),
+        raw,
+        (PRETTY, signed(LARGE)),
+        (body(), WRONG),
+    )
+    assert [answer.told()["status"] for answer in answers[:-1]] == ["credited"] * 4
+    assert answers[-1].problem() == (429, "too-many-failures")
+
+
+def test_large_bodies_of_an_address_that_failed_too_often_wait_their_turn_and_delay_nobody(
+    failed: Door, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setattr("ingress.webhook.TURN_SECONDS_MAX", 0.2)
+    slow = b'{"a":[' + b"0.1," * 15_000 + b"1]}"
+
+    async def act(conductor: ASGIConductor) -> tuple[list[Answer], Answer, Answer]:
+        await _send(conductor, (body(), WRONG))
+        waiting = [asyncio.create_task(_send(conductor, (slow, WRONG))) for _ in range(50)]
+        good = await _send(conductor, body())
+        unsigned = await _send(conductor, (slow, {}))
+        assert not all(task.done() for task in waiting)
+        return await asyncio.gather(*waiting), good, unsigned
+
+    answers, good, unsigned = failed.within(act)
+    assert good.told()["status"] == "credited"
+    # There is nothing to check of it.
+    assert unsigned.problem() == (429, "too-many-failures")
+    problems = [answer.problem() for answer in answers]
+    assert set(problems) == {(429, "too-many-failures"), (503, "not-checked")}
+    assert problems.count((503, "not-checked")) > 25
+
+
 # In which order: what is cheap to refuse is refused first
 
 
