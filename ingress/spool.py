@@ -37,6 +37,13 @@ ROOM_BYTES = 64 * 1024
 
 _EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"
 
+_PUT = """
+INSERT INTO deliveries (received_at, token, form, digest, text) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (digest) DO UPDATE SET
+    token = excluded.token, form = excluded.form, text = excluded.text, tries = 0, refusal = NULL
+WHERE refusal IS NOT NULL OR text <> excluded.text
+"""
+
 
 class Delivery(NamedTuple):
     """A believed delivery, and which token and form of the body vouched for it."""
@@ -125,8 +132,10 @@ class Spool:
     def put(self, deliveries: Sequence[Delivery]) -> None:
         """Put ``deliveries`` in one database transaction; returns when they are on disk.
 
-        A text that is there already is not put again. Raises ``SpoolFull`` when they have no
-        room; after any other ``SpoolUnavailable`` they may be there nevertheless.
+        A text that is there already is not put again; but one that was damaged on disk or set
+        aside is whole afterwards, and waits in its old place as if it were new. Raises
+        ``SpoolFull`` when they have no room; after any other ``SpoolUnavailable`` they may be
+        there nevertheless.
         """
         rows = [
             (received_at.isoformat(), token, form, sha256(text).digest(), text)
@@ -136,11 +145,7 @@ class Spool:
         def put(connection: sqlite3.Connection) -> None:
             lengths = [len(delivery.text) for delivery in deliveries]
             require_room(connection, self.directory, lengths, self._size_max_bytes)
-            connection.executemany(
-                "INSERT INTO deliveries (received_at, token, form, digest, text)"
-                " VALUES (?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
-                rows,
-            )
+            connection.executemany(_PUT, rows)
 
         self._change(put)
 

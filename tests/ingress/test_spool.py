@@ -148,6 +148,40 @@ def test_a_text_that_is_put_again_is_kept_once(spool: Spool) -> None:
     assert texts(spool) == [b"one", b"two"]
 
 
+def test_what_was_set_aside_and_comes_again_waits_again_in_its_old_place(spool: Spool) -> None:
+    spool.put([delivery("one"), delivery("two")])
+    spool.note_tries([1])
+    spool.set_aside(1, "UnknownCurrency")
+    spool.put([delivery("one")._replace(token="previous")])
+    assert texts(spool) == [b"one", b"two"]
+    first = waiting(spool)[0]
+    assert (first.number, first.tries, first.delivery.token) == (1, 0, "previous")
+    assert spool.status()[:2] == (2, 0)
+
+
+@pytest.mark.parametrize("is_set_aside", [False, True])
+def test_what_was_damaged_and_comes_again_is_whole_again(
+    directory: Path, spool: Spool, is_set_aside: bool
+) -> None:
+    spool.put([delivery("amount 10"), delivery("amount 20")])
+    with closing(sqlite3.connect(directory / FILE_NAME)) as connection:
+        connection.execute("UPDATE deliveries SET text = CAST('amount 90' AS BLOB) WHERE number=1")
+        connection.commit()
+    if is_set_aside:
+        spool.set_aside(1, "Damaged")
+    spool.put([delivery("amount 10")])
+    assert texts(spool) == [b"amount 10", b"amount 20"]
+    assert all(one.is_whole for one in waiting(spool))
+
+
+def test_what_waits_and_comes_again_stays_as_it_is(spool: Spool) -> None:
+    spool.put([delivery("one")])
+    spool.note_tries([1])
+    before = waiting(spool)
+    spool.put([delivery("one")._replace(token="previous", received_at=datetime.now(UTC))])
+    assert waiting(spool) == before
+
+
 def test_a_number_is_never_used_again(spool: Spool) -> None:
     spool.put([delivery("one"), delivery("two")])
     spool.remove([1, 2])
