@@ -102,18 +102,28 @@ class Spool:
         return (self.directory / FILE_NAME).exists()
 
     def open(self) -> None:
-        """Open it, or do nothing when it is open.
+        """Open it, or do nothing when it is open and its file is in its place.
 
-        Raises ``UnusableSpool`` for what somebody must mend first, and ``SpoolUnavailable`` for
-        what may pass, such as a full disk.
+        A file that was moved away is let go, and what has its place now is opened. Raises
+        ``UnusableSpool`` for what somebody must mend first, and ``SpoolUnavailable`` for what may
+        pass, such as a full disk.
         """
         if self._process_id not in {None, os.getpid()}:
             raise WrongProcess
         with self._lock, translated():
+            if self._connection is not None and not self._is_in_place():
+                # SQLite neither empties nor removes the log of a file that was moved.
+                self._connection.close()
+                self._connection = None
             if self._connection is None:
                 self._connection = connect(self.directory, self._size_max_bytes)
                 self._identity = identity(self.directory)
                 self._process_id = os.getpid()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened and not closed since."""
+        return self._connection is not None
 
     def close(self) -> None:
         """Close it; may be repeated."""
@@ -242,6 +252,12 @@ class Spool:
             raise WrongProcess
         with self._lock, translated():
             # A file that was removed or moved still takes what is written, for nobody to find.
-            if self._connection is None or identity(self.directory) != self._identity:
+            if self._connection is None or not self._is_in_place():
                 raise SpoolUnavailable
             yield self._connection
+
+    def _is_in_place(self) -> bool:
+        try:
+            return identity(self.directory) == self._identity
+        except (FileNotFoundError, NotADirectoryError):
+            return False

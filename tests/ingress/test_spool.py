@@ -528,6 +528,40 @@ def test_what_nobody_would_find_again_is_not_promised(
             assert texts(found) == [b"another"]
 
 
+def moved_with_its_logs(directory: Path) -> None:
+    directory.with_name("moved").mkdir(mode=0o700)
+    for path in directory.iterdir():
+        path.rename(directory.with_name("moved") / path.name)
+
+
+@pytest.mark.parametrize("take_away", [moved, moved_with_its_logs, made_anew])
+def test_a_spool_that_was_moved_away_can_be_opened_in_its_place_and_loses_nothing(
+    directory: Path, spool: Spool, take_away: Any
+) -> None:
+    spool.put([delivery("one")])
+    take_away(directory)
+    with Spool(directory, 2**30) as other:
+        other.put([delivery("two")])
+        logged = (directory / f"{FILE_NAME}-wal").stat().st_size
+        spool.open()
+        # What the other one has written into its log is not taken from it.
+        assert (directory / f"{FILE_NAME}-wal").stat().st_size == logged > 0
+        spool.put([delivery("three")])
+        assert texts(other) == texts(spool)
+        assert texts(spool)[-2:] == [b"two", b"three"]
+    with Spool(directory.with_name("moved"), 2**30) as found:
+        assert texts(found) == [b"one"]
+
+
+def test_a_spool_whose_log_was_left_behind_is_not_begun_anew(directory: Path, spool: Spool) -> None:
+    spool.put([delivery("one")])
+    (directory / FILE_NAME).rename(directory / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(UnusableSpool, match="its log"):
+            spool.open()
+        assert not spool.is_open
+
+
 # Processes.
 
 
