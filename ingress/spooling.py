@@ -9,6 +9,7 @@ is what the books are made for, so nothing here has to guess.
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from ingress.draining import Drainer, Keep, Read, are_answering
 from ingress.keeping import Keeper
 from ingress.spool import Delivery, Spool, SpoolStatus
-from ingress.spool_file import SpoolUnavailable, UnwritableSpool, lease
+from ingress.spool_file import SpoolUnavailable, UnusableSpool, UnwritableSpool, lease
 from ledger.coalescing import Coalescer
 from ledger.config import InvalidSetting, whole_number
 from ledger.database import Pool, Role
@@ -36,6 +37,8 @@ KEEP_SECONDS_MAX = 0.4
 own afterwards, and the sender waits for three seconds."""
 PAUSE_SECONDS = 0.5
 """How often a worker looks whether there is something to drain, or whether the books are back."""
+UNUSABLE_SECONDS = 10.0
+"""How long a spool that somebody must mend is left alone: to look at it may mean to read it all."""
 
 log = logging.getLogger("ingress.spool")
 
@@ -93,6 +96,8 @@ class SpoolingBooks:
         self.can_spool = False
         """Whether the spool had room when it was last looked at, twice a second."""
         self._had_room = True
+        self._look_again_at = 0.0
+        self._trouble = ""
         self._writer = writer
         self._pool = pool
         self._spool = spool
@@ -106,11 +111,10 @@ class SpoolingBooks:
     async def start(self) -> None:
         """Open the spool and begin to drain what an earlier process left.
 
-        Raises ``UnusableSpool`` when somebody must mend it first. A disk that is only full, or
-        cannot be written since, stops no worker: the books can be reached without it.
+        One that cannot be opened stops no worker: the books can be reached without it. It is
+        looked at again, and until then nothing is spooled.
         """
-        with suppress(SpoolUnavailable, UnwritableSpool):
-            await asyncio.to_thread(self._spool.open)
+        self.can_spool = await asyncio.to_thread(self._look_for_room)
         turns = (self._look_for_the_books, self._drain)
         self._tasks = [asyncio.create_task(_repeat(turn)) for turn in turns]
 
@@ -168,17 +172,28 @@ class SpoolingBooks:
         if self.can_spool != self._had_room:
             self._had_room = self.can_spool
             log.warning("spool: it %s", "has room" if self.can_spool else "can take nothing")
-        if self.are_away:
+        if self.are_away or not self._spool.is_open:
             return
         with lease(self._spool.directory) as is_ours:
             if is_ours and not await self._drainer.drain():
                 self._see(are_away=True)
 
     def _look_for_room(self) -> bool:
-        with suppress(SpoolUnavailable, UnwritableSpool):
+        if time.monotonic() < self._look_again_at:
+            return False
+        try:
             self._spool.open()
+            self._trouble = ""
             return self._spool.has_room()
-        return False
+        except (SpoolUnavailable, UnwritableSpool):
+            return False
+        except UnusableSpool as error:
+            self._look_again_at = time.monotonic() + UNUSABLE_SECONDS
+            # Once, not at every look. It tells of the file, and nothing of what is in it.
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                log.error("spool: going on without it: %s", error)
+            return False
 
     def _see(self, *, are_away: bool) -> None:
         if are_away != self.are_away:

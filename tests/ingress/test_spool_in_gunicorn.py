@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,43 @@ def limit(ingress: Ingress, file_bytes_max: int) -> None:
         worker.rlimit(resource.RLIMIT_FSIZE, (file_bytes_max, resource.RLIM_INFINITY))
 
 
+def kill_worker(ingress: Ingress, meanwhile: Callable[[], object]) -> None:
+    """Kill the one worker, and do ``meanwhile`` before the next is started."""
+    (worker,) = ingress.workers()
+    # Nobody starts while the master is stopped.
+    ingress.process.send_signal(signal.SIGSTOP)
+    try:
+        master = psutil.Process(ingress.process.pid)
+        wait_until(lambda: master.status() == psutil.STATUS_STOPPED)
+        worker.kill()
+        wait_until(lambda: worker.status() == psutil.STATUS_ZOMBIE)
+        meanwhile()
+    finally:
+        ingress.process.send_signal(signal.SIGCONT)
+
+
+def replace(file: Path) -> None:
+    # Not written over: threads of the killed worker may write for a moment longer.
+    file.unlink()
+    file.write_bytes(b"a letter")
+
+
+def test_a_worker_that_finds_a_damaged_spool_goes_on_without_it(
+    away: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    away.start()
+    spool = tmp_path / "spool"
+    damaged = spool / "spool.sqlite3"
+    with running(**settings(away, spool, INGRESS_WORKERS="1")) as ingress:
+        kill_worker(ingress, lambda: replace(damaged))
+        wait_until(lambda: deliver(ingress, told("damaged", 0)) == (200, "credited"))
+        away.stop()
+        assert_asked_for_again(ingress, told("damaged", 1))
+        wait_until(lambda: ingress.ask("GET", "/readyz")[0] == 503)
+        assert f"{damaged} is damaged" in ingress.complaints()
+        assert damaged.read_bytes() == b"a letter"
+
+
 def test_a_worker_that_is_killed_on_a_disk_that_cannot_be_written_comes_back(
     away: EmbeddedPostgres, small_disk: Path
 ) -> None:
@@ -221,17 +258,8 @@ def test_a_worker_that_is_killed_on_a_disk_that_cannot_be_written_comes_back(
     away.start()
     spool = small_disk / "spool"
     with running(**settings(away, spool, INGRESS_WORKERS="1")) as ingress:
-        (worker,) = ingress.workers()
-        # Nobody starts while the master is stopped, and nobody who writes may be there.
-        ingress.process.send_signal(signal.SIGSTOP)
-        try:
-            master = psutil.Process(ingress.process.pid)
-            wait_until(lambda: master.status() == psutil.STATUS_STOPPED)
-            worker.kill()
-            # Threads of the killed one may write for a moment longer.
-            wait_until(lambda: is_remounted("ro"))
-        finally:
-            ingress.process.send_signal(signal.SIGCONT)
+        # Threads of the killed one may write for a moment longer.
+        kill_worker(ingress, lambda: wait_until(lambda: is_remounted("ro")))
         try:
             wait_until(lambda: deliver(ingress, told("back", 0)) == (200, "credited"))
         finally:

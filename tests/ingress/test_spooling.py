@@ -24,9 +24,10 @@ from ingress.errors import NotAReward
 from ingress.mapping import Mapping
 from ingress.payload import read_reward
 from ingress.spool import Delivery, Spool
-from ingress.spool_file import FILE_NAME, SpoolFull, UnusableSpool, lease
+from ingress.spool_file import FILE_NAME, SpoolFull, SpoolUnavailable, lease
 from ingress.spooling import (
     KEEP_SECONDS_MAX,
+    PAUSE_SECONDS,
     PUT_SECONDS_MAX,
     Spooled,
     SpoolingBooks,
@@ -321,16 +322,35 @@ def test_a_quarantine_that_is_late_leaves_time_for_the_disk(
     run(main())
 
 
-def test_a_damaged_spool_stops_the_start(database: Database, directory: Path, run: Run) -> None:
+def test_a_worker_goes_on_without_a_damaged_spool_until_somebody_has_moved_it_away(
+    database: Database,
+    directory: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("ingress.spooling.UNUSABLE_SECONDS", 0.05)
     directory.mkdir(mode=0o700)
-    (directory / FILE_NAME).write_bytes(b"")
+    damaged = directory / FILE_NAME
+    damaged.write_bytes(b"a letter")
 
     async def main() -> None:
-        with pytest.raises(UnusableSpool):
-            async with working(database.url(), directory):
-                pass
+        async with working(database.url(), directory) as worker:
+            assert isinstance(await worker.post(told("reward-1")), Receipt)
+            assert not worker.books.can_spool
+            with pytest.raises(SpoolUnavailable):
+                await worker.books.put(told("reward-2"), None, None)
+            await asyncio.sleep(3 * PAUSE_SECONDS)
+            assert damaged.read_bytes() == b"a letter"
+            damaged.unlink()
+            await until(lambda: worker.books.can_spool)
+            await worker.books.put(told("reward-2"), None, None)
+            await until(lambda: worker.spool.status().depth == 0)
 
     run(main())
+    assert versions(database) == ["reward-1", "reward-2"]
+    # Said once, however often it was looked at.
+    assert caplog.text.count(f"{damaged} is damaged") == 1
 
 
 # The order, and what cannot be posted.
