@@ -123,6 +123,11 @@ class Metrics:
             "When the oldest of them arrived; 0 while there is none.",
             "livemostrecent",
         )
+        self._spool_set_aside = gauge(
+            "spool_set_aside",
+            "Deliveries on disk that could not be posted and are kept nowhere else.",
+            "livemostrecent",
+        )
         self._credited_at = gauge(
             "last_credited_timestamp_seconds", "When a reward was credited last.", "max"
         )
@@ -169,9 +174,13 @@ class Metrics:
         """Say how many deliveries are kept and not dealt with."""
         self._quarantine_open.set(open_deliveries)
 
-    def set_spool(self, depth: int, oldest_at: float | None) -> None:
-        """Say how many deliveries are spooled, and since when (Unix time) the oldest."""
+    def set_spool(self, depth: int, set_aside: int, oldest_at: float | None) -> None:
+        """Say how many deliveries wait in the spool, since when (Unix time), and how many do not.
+
+        Those are set aside: somebody must deal with them.
+        """
         self._spool_depth.set(depth)
+        self._spool_set_aside.set(set_aside)
         self._spool_oldest.set(oldest_at or 0)
 
     def watch(

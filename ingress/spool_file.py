@@ -58,11 +58,12 @@ _CHECKS = {
     "synchronous": 2,
     "secure_delete": 1,
     "busy_timeout": round(BUSY_SECONDS_MAX * 1000),
-    # Reads the whole file, which is nearly empty whenever the books can be reached.
+    # Reads the whole file: nearly empty when everything that waited is posted and nothing is set
+    # aside, and never over the spool's bound.
     "quick_check": "ok",
 }
-"""What must be so in an open spool, asked in this order. In WAL mode only ``FULL``, which is 2,
-syncs each commit."""
+"""What must be so when a spool is opened, asked in this order. In WAL mode only ``FULL``, which is
+2, syncs each commit."""
 
 
 class UnusableSpool(Exception):
@@ -222,7 +223,11 @@ _HELP = (
 
 def _make_private(directory: Path) -> None:
     try:
+        made = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Else a machine that dies may have lost the directory with all that was put in it.
+        for path in made:
+            _sync(path.parent)
     except (FileExistsError, NotADirectoryError) as error:
         raise UnusableSpool(f"{directory} is not a directory") from error
     found = directory.stat()
@@ -246,7 +251,12 @@ def _create(path: Path) -> None:
             os.link(name, path)
     finally:
         Path(name).unlink()
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Have what ``directory`` lists on disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

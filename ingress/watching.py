@@ -66,7 +66,8 @@ class Watching:
     async def _look_at_spool(self, spooling: SpoolingBooks) -> None:
         status = await asyncio.to_thread(spooling.status)
         age = status.oldest_age_seconds
-        self._metrics.set_spool(status.depth, None if age is None else time.time() - age)
+        oldest_at = None if age is None else time.time() - age
+        self._metrics.set_spool(status.depth, status.set_aside, oldest_at)
 
 
 _COUNT_OPEN = """

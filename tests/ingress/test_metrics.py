@@ -121,7 +121,7 @@ def test_gauges_say_what_they_were_last_told() -> None:
     told = Metrics([])
     told.set_pool(size=2, idle=1, waiting=3)
     told.set_quarantine(4)
-    told.set_spool(5, 1_700_000_000.0)
+    told.set_spool(5, 6, 1_700_000_000.0)
     told.shared_transaction()
     told.dropped_line()
     told.peer(is_expected=False)
@@ -131,13 +131,14 @@ def test_gauges_say_what_they_were_last_told() -> None:
         ("pool_waiting", 3),
         ("quarantine_open", 4),
         ("spool_depth", 5),
+        ("spool_set_aside", 6),
         ("spool_oldest_timestamp_seconds", 1_700_000_000),
         ("shared_transactions_total", 1),
         ("dropped_log_lines_total", 1),
     ):
         assert list(series(told, f"ingress_{name}").values()) == [value]
     assert series(told, "ingress_peers_total") == {labelled(expected="no"): 1}
-    told.set_spool(0, None)
+    told.set_spool(0, 0, None)
     assert series(told, "ingress_spool_oldest_timestamp_seconds") == {}
 
 

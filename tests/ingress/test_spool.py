@@ -231,6 +231,23 @@ def test_an_open_spool_syncs_every_commit(spool: Spool) -> None:
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
+def test_a_new_spool_is_in_its_place_on_disk_before_anything_is_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+
+    def fsync(descriptor: int, sync: Any = os.fsync) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Spool(tmp_path / "new" / "spool", 2**30):
+        assert synced == {str(tmp_path), str(tmp_path / "new"), str(tmp_path / "new" / "spool")}
+        synced.clear()
+    with Spool(tmp_path / "new" / "spool", 2**30):
+        assert synced == set()
+
+
 def test_every_put_that_returned_survives_kill_9(directory: Path, chance: random.Random) -> None:
     promised = 0
     for round_ in range(6):

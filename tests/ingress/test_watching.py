@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from ingress.spool import Delivery, Spool
 from ledger.embedded import EmbeddedPostgres
 from tests.conftest import Database, throw_away_postgres
 from tests.ingress.deliveries import ABSENT, body
@@ -100,6 +102,19 @@ def test_the_last_credit_is_known_from_the_start_and_is_that_of_all_workers(
         assert database.rows(LAST_CREDIT) == [before]
     with running(database.url()) as ingress:
         wait_until(is_told)
+
+
+def test_what_is_set_aside_in_the_spool_is_told_until_somebody_has_dealt_with_it(
+    database: Database, tmp_path: Path
+) -> None:
+    with Spool(tmp_path / "spool", 2**30) as spool:
+        spool.put([Delivery(body(), "current", "raw", datetime.now(UTC))])
+        spool.set_aside(1, "Damaged")
+        with running(database.url(), INGRESS_SPOOL=str(tmp_path / "spool")) as ingress:
+            wait_until(lambda: gauge(ingress, "spool_set_aside") == 1)
+            assert gauge(ingress, "spool_depth") == 0
+            spool.recall()
+            wait_until(lambda: gauge(ingress, "spool_set_aside") == 0)
 
 
 def test_a_spool_is_told_by_how_much_waits_and_since_when(
