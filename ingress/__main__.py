@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import getpass
 import json
 import logging
 import os
@@ -16,11 +15,11 @@ import psycopg
 import typer
 
 from ingress.app import keep_spooled
-from ingress.config import read_settings
+from ingress.config import read_database_url
 from ingress.errors import NotAReward, NotJson
 from ingress.mapping import FIELDS, Mapping, read_mapping
 from ingress.payload import parse, read_reward
-from ingress.replaying import Replayed, replay
+from ingress.replaying import ANOTHER_MAPPING, Replayed, replay
 from ingress.source import BodyPath
 from ingress.spool import SpoolStatus
 from ingress.spool_file import SpoolUnavailable, UnusableSpool
@@ -31,7 +30,7 @@ from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
 from ledger.quarantine import Quarantine
 from ledger.reward import Reward
-from ledger.terminal import ask, fail
+from ledger.terminal import AsJson, ask, fail, operator, printable
 
 NOT_CHECKED = (
     "Whether the currency is registered, and how many decimals it has, is checked against the "
@@ -68,6 +67,8 @@ def main() -> None:
 @app.command("quarantine-replay")
 def quarantine_replay(
     number: Annotated[int | None, typer.Argument(help="Only this one.")] = None,
+    by: Annotated[str, typer.Option(help="Who decides.")] = "",
+    under_this_mapping: Annotated[bool, typer.Option("--under-this-mapping")] = False,
 ) -> None:
     """Send what is open in the quarantine through the webhook's own way again."""
     mapping = read_mapping(os.environ)
@@ -75,9 +76,10 @@ def quarantine_replay(
     async def replay_all(connection: Connection) -> list[Replayed]:
         return await replay(
             connection,
-            lambda text: read_reward(text, mapping),
+            mapping,
             number=number,
-            by=getpass.getuser(),
+            by=by or operator(),
+            may_differ=under_this_mapping,
         )
 
     replayed = ask(replay_all, role=Role.WRITER)
@@ -85,29 +87,32 @@ def quarantine_replay(
         typer.echo(f"{one.number}\t{one.outcome}")
     if number is not None and not replayed:
         fail(f"Nothing is open under {number}: see `ledger quarantine list --all`.")
+    if any(one.outcome == ANOTHER_MAPPING for one in replayed):
+        fail(
+            "Set INGRESS_MAPPING and INGRESS_DEFAULT_CURRENCY as the ingress has them; or say "
+            "--under-this-mapping, and what the ingress read otherwise is read by these."
+        )
     if not all(one.is_posted for one in replayed):
         raise SystemExit(1)
 
 
 @app.command("spool-status")
-def spool_status() -> None:
+def spool_status(as_json: AsJson = False) -> None:
     """Show how many rewards wait in the spool, and since when."""
-    _show_spool(status(_spool_settings()))
+    _show_spool(status(_spool_settings()), as_json=as_json)
 
 
 @app.command("spool-drain")
 def spool_drain() -> None:
     """Post what waits in the spool, and try again what was set aside."""
-    settings, spool = read_settings(), _spool_settings()
-    read = partial(read_reward, mapping=settings.mapping)
+    spool, url, mapping = _spool_settings(), read_database_url(os.environ), read_mapping(os.environ)
+    read = partial(read_reward, mapping=mapping)
 
     async def drain_it() -> SpoolStatus:
-        async with Pool(settings.database_url, Role.WRITER, size_max=1) as pool:
-            return await drain(
-                spool, settings.database_url, read, keep_spooled(Quarantine(pool), read)
-            )
+        async with Pool(url, Role.WRITER, size_max=1) as pool:
+            return await drain(spool, url, read, keep_spooled(Quarantine(pool), mapping))
 
-    _show_spool(asyncio.run(drain_it()))
+    _show_spool(asyncio.run(drain_it()), as_json=False)
 
 
 def _spool_settings() -> SpoolSettings:
@@ -117,7 +122,10 @@ def _spool_settings() -> SpoolSettings:
     return settings
 
 
-def _show_spool(found: SpoolStatus) -> None:
+def _show_spool(found: SpoolStatus, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found._asdict()))
+        return
     for name, value in found._asdict().items():
         typer.echo(f"{name}\t{'' if value is None else value}")
 
@@ -140,7 +148,7 @@ def mapping_check(
     body: Annotated[
         Path, typer.Argument(metavar="BODY", help="The body of one delivery: a JSON file.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what would be booked for BODY under the mapping FILE; exit 1 if it would be refused.
 
@@ -208,18 +216,13 @@ def _show(tried: Tried) -> None:
         return
     typer.echo(f"would be {tried.outcome}")
     for name, booked in (tried.posting or {}).items():
-        typer.echo(f"  {name:18} {_printable(booked)}")
+        typer.echo(f"  {name:18} {printable(booked)}")
     if tried.reward is not None and tried.found_at is not None:
         for name, value in tried.reward.items():
-            shown = "-" if value is None else _printable(value)
+            shown = "-" if value is None else printable(value)
             typer.echo(f"{name:20} {tried.found_at[name]:24} {shown}")
     if tried.posting:
         typer.echo(NOT_CHECKED)
-
-
-def _printable(text: str) -> str:
-    """``text`` without what a terminal would obey."""
-    return text if text.isprintable() else json.dumps(text)
 
 
 if __name__ == "__main__":

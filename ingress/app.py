@@ -14,9 +14,10 @@ from falcon.asgi import Request, Response
 from ingress import errors as ingress
 from ingress import observing
 from ingress.config import IngressSettings, read_settings
-from ingress.draining import Keep, Read
+from ingress.draining import Keep
 from ingress.health import Live, Ready, can_post
 from ingress.keeping import Keeper, unposted
+from ingress.mapping import Mapping as IngressMapping
 from ingress.observation import observation
 from ingress.payload import read_reward
 from ingress.receiving import DeliveryApp
@@ -157,14 +158,18 @@ def _spooling(
         return None
     read = partial(read_reward, mapping=settings.mapping)
     spool = Spool(settings.spool.directory, settings.spool.size_max_bytes)
-    return SpoolingBooks(writer, looking, spool, read, keep_spooled(quarantine, read))
+    return SpoolingBooks(writer, looking, spool, read, keep_spooled(quarantine, settings.mapping))
 
 
-def keep_spooled(quarantine: Keeper, read: Read) -> Keep:
-    """What is done with a spooled delivery that the books refuse later: ``quarantine`` keeps it."""
+def keep_spooled(quarantine: Keeper, mapping: IngressMapping) -> Keep:
+    """What is done with a spooled delivery that the books refuse later: ``quarantine`` keeps it.
+
+    ``mapping`` is the one by which it was read.
+    """
 
     async def keep(delivery: Delivery, error: Exception) -> None:
-        reward = read(delivery.text) if isinstance(error, books.IdempotencyConflict) else None
+        is_conflict = isinstance(error, books.IdempotencyConflict)
+        reward = read_reward(delivery.text, mapping) if is_conflict else None
         await quarantine.keep(
             unposted(
                 delivery.text,
@@ -172,6 +177,7 @@ def keep_spooled(quarantine: Keeper, read: Read) -> Keep:
                 reward_id=reward.reward_id if reward else None,
                 token=delivery.token,
                 form=delivery.form,
+                read_under=mapping.digest,
             )
         )
 

@@ -63,7 +63,7 @@ def read_settings(environment: Environment[str, str] = os.environ) -> IngressSet
     many words.
     """
     tokens = read_tokens(environment)
-    database_url = _database_url(environment)
+    database_url = read_database_url(environment)
     return IngressSettings(
         tokens=tokens,
         database_url=database_url,
@@ -81,7 +81,8 @@ def read_settings(environment: Environment[str, str] = os.environ) -> IngressSet
     )
 
 
-def _database_url(environment: Environment[str, str]) -> str:
+def read_database_url(environment: Environment[str, str]) -> str:
+    """``DATABASE_URL``, which is required here; raises ``InvalidSetting``."""
     database_url = environment.get("DATABASE_URL")
     if not database_url:
         raise InvalidSetting("DATABASE_URL", "is required")

@@ -23,11 +23,13 @@ def unposted(
     reward_id: str | None,
     token: str | None,
     form: str | None,
+    read_under: str,
     content_type: str | None = None,
 ) -> Unposted:
     """The believed ``text`` as the quarantine keeps it, with the reason that ``error`` is.
 
     ``reward_id`` is kept of a conflict only: it then names the reward in the books.
+    ``read_under`` is the digest of the mapping by which it was read.
     """
     return Unposted(
         believed_bytes=text,
@@ -37,4 +39,5 @@ def unposted(
         token=token,
         form=form,
         content_type=content_type,
+        read_under=read_under,
     )

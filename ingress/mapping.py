@@ -5,6 +5,8 @@ CustomerGlu lets its customer reshape the body, so this is configuration: a TOML
 does not say stays as the vendor's page on the rewards webhook has it.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping as Names
 from dataclasses import dataclass, field
@@ -61,6 +63,8 @@ class Mapping:
     """Asked before the one by reward type."""
     amount_strings: bool = False
     """Whether an amount may be a string of digits."""
+    digest: str = field(init=False, repr=False, compare=False)
+    """The same for two mappings that read every body alike, whatever their files look like."""
     _first_keys: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _further_keys: tuple[tuple[int, tuple[str, ...]], ...] = field(
         init=False, repr=False, compare=False
@@ -82,6 +86,20 @@ class Mapping:
         object.__setattr__(self, "_first_keys", tuple(first_keys))
         object.__setattr__(self, "_further_keys", tuple(further_keys))
         object.__setattr__(self, "_constants", tuple(constants))
+        object.__setattr__(self, "digest", self._make_digest())
+
+    def _make_digest(self) -> str:
+        sources = {
+            name: list(source.keys) if isinstance(source, BodyPath) else {"constant": source.value}
+            for name, source in self.sources.items()
+        }
+        currencies = [
+            self.default_currency,
+            dict(self.default_currency_by_reward_type),
+            dict(self.default_currency_by_campaign),
+        ]
+        told = json.dumps([sources, currencies, self.amount_strings], sort_keys=True, default=repr)
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def values(self, told: dict[str, Any]) -> list[Any]:
         """What the body ``told`` holds for each of ``FIELDS``, in their order.

@@ -157,6 +157,7 @@ class CustomerGluWebhook:
                 token=seen.token,
                 form=seen.form,
                 content_type=content_type,
+                read_under=self._settings.mapping.digest,
             )
             # The books may have taken most of the time to refuse it.
             await _by(answer_by, self._quarantine.keep(delivery))

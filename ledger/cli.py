@@ -215,8 +215,11 @@ def mapping_check(file: Path, body: Path, as_json: AsJson = False) -> None:
 
     Example: ledger mapping check mapping.toml body.json
     """
-    options = ["--json"] if as_json else []
-    _become_ingress("mapping-check", str(file), str(body), *options)
+    _become_ingress("mapping-check", str(file), str(body), *_json_option(as_json))
+
+
+def _json_option(as_json: bool) -> list[str]:
+    return ["--json"] if as_json else []
 
 
 def _become_ingress(*arguments: str) -> None:
@@ -226,17 +229,19 @@ def _become_ingress(*arguments: str) -> None:
 
 
 @spools.command("status")
-def spool_status() -> None:
+def spool_status(as_json: AsJson = False) -> None:
     """Show how many rewards wait in the spool of INGRESS_SPOOL, and since when.
 
-    Example: INGRESS_SPOOL=/var/spool/ledger ledger spool status
+    Example: INGRESS_SPOOL=/var/spool/ledger ledger spool status --json
     """
-    _become_ingress("spool-status")
+    _become_ingress("spool-status", *_json_option(as_json))
 
 
 @spools.command("drain")
 def spool_drain() -> None:
     """Post what waits in the spool now, and try again what was set aside.
+
+    INGRESS_MAPPING and INGRESS_DEFAULT_CURRENCY must be those of the ingress.
 
     Example: INGRESS_SPOOL=/var/spool/ledger ledger spool drain
     """

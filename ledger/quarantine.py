@@ -25,10 +25,25 @@ class Unposted(NamedTuple):
     token: str | None = None
     form: str | None = None
     content_type: str | None = None
+    read_under: str | None = None
+    """The digest of the mapping and default currencies by which it was read."""
+
+
+class Listed(NamedTuple):
+    """A row of the quarantine, without what was delivered."""
+
+    number: int
+    state: str
+    reason: str
+    detail: str | None
+    reward_id: str | None
+    seen: int
+    first_seen_at: datetime
+    last_seen_at: datetime
 
 
 class Kept(NamedTuple):
-    """A row of the quarantine."""
+    """A row of the quarantine, whole."""
 
     number: int
     state: str
@@ -38,6 +53,7 @@ class Kept(NamedTuple):
     token: str | None
     form: str | None
     content_type: str | None
+    read_under: str | None
     seen: int
     first_seen_at: datetime
     last_seen_at: datetime
@@ -72,21 +88,23 @@ class Quarantine:
 _KEEP = """
 INSERT INTO quarantine AS kept (
     believed_bytes_sha256, believed_bytes, reason, detail, reward_id, token, form, content_type,
-    seen
+    read_under, seen
 )
 SELECT
     sha256(told.believed_bytes), told.believed_bytes,
-    min(reason), min(detail), min(reward_id), min(token), min(form), min(content_type), count(*)
+    min(reason), min(detail), min(reward_id), min(token), min(form), min(content_type),
+    min(read_under), count(*)
 FROM unnest(
     %(believed_bytes)s::bytea[], %(reason)s::text[], %(detail)s::text[], %(reward_id)s::text[],
-    %(token)s::text[], %(form)s::text[], %(content_type)s::text[]
-) AS told (believed_bytes, reason, detail, reward_id, token, form, content_type)
+    %(token)s::text[], %(form)s::text[], %(content_type)s::text[], %(read_under)s::text[]
+) AS told (believed_bytes, reason, detail, reward_id, token, form, content_type, read_under)
 GROUP BY told.believed_bytes
 ORDER BY 1
 ON CONFLICT (believed_bytes_sha256) DO UPDATE SET
     reason = CASE WHEN kept.state = 'open' THEN excluded.reason ELSE kept.reason END,
     detail = CASE WHEN kept.state = 'open' THEN excluded.detail ELSE kept.detail END,
     reward_id = CASE WHEN kept.state = 'open' THEN excluded.reward_id ELSE kept.reward_id END,
+    read_under = CASE WHEN kept.state = 'open' THEN excluded.read_under ELSE kept.read_under END,
     seen = kept.seen + excluded.seen,
     last_seen_at = clock_timestamp()
 """
@@ -102,25 +120,37 @@ async def keep(connection: Connection, deliveries: Sequence[Unposted]) -> None:
 
 
 _LIST = """
-SELECT
-    number, state, reason, detail, reward_id, token, form, content_type, seen, first_seen_at,
-    last_seen_at, closed_at, closed_by, closed_why, believed_bytes
+SELECT number, state, reason, detail, reward_id, seen, first_seen_at, last_seen_at
 FROM quarantine
 WHERE %(with_closed)s OR state = 'open'
 ORDER BY number
 """
 
 
-async def list_kept(connection: Connection, *, with_closed: bool = False) -> list[Kept]:
+async def list_kept(connection: Connection, *, with_closed: bool = False) -> list[Listed]:
     """What is open, oldest first; with what was dealt with, if asked."""
     cursor = await connection.execute(_LIST, {"with_closed": with_closed})
-    return [Kept(*row) for row in await cursor.fetchall()]
+    return [Listed(*row) for row in await cursor.fetchall()]
+
+
+_LIST_OPEN = """
+SELECT number FROM quarantine
+WHERE state = 'open' AND number > %(after)s
+ORDER BY number
+LIMIT %(limit)s
+"""
+
+
+async def list_open(connection: Connection, after: int, limit: int) -> list[int]:
+    """The numbers of the oldest that are open, behind the number ``after``."""
+    cursor = await connection.execute(_LIST_OPEN, {"after": after, "limit": limit})
+    return [number for (number,) in await cursor.fetchall()]
 
 
 _GET = """
 SELECT
-    number, state, reason, detail, reward_id, token, form, content_type, seen, first_seen_at,
-    last_seen_at, closed_at, closed_by, closed_why, believed_bytes
+    number, state, reason, detail, reward_id, token, form, content_type, read_under, seen,
+    first_seen_at, last_seen_at, closed_at, closed_by, closed_why, believed_bytes
 FROM quarantine
 WHERE number = %(number)s
 """
@@ -143,6 +173,22 @@ async def get_credited_bytes(connection: Connection, reward_id: str) -> bytes | 
     cursor = await connection.execute(_CREDITED_BYTES, {"reward_id": reward_id})
     row = await cursor.fetchone()
     return bytes(row[0]) if row else None
+
+
+_EXPLAIN = """
+UPDATE quarantine
+SET reason = %(reason)s, detail = %(detail)s, reward_id = %(reward_id)s
+WHERE number = %(number)s AND state = 'open'
+"""
+
+
+async def explain(connection: Connection, number: int, refused: Unposted) -> None:
+    """Say of an open delivery why it is refused by now: ``refused`` is what it was found to be.
+
+    It is not counted as seen: nobody has sent it again.
+    """
+    reasons = {name: getattr(refused, name) for name in ("reason", "detail", "reward_id")}
+    await connection.execute(_EXPLAIN, {"number": number, **reasons})
 
 
 _CLOSE = """

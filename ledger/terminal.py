@@ -1,7 +1,9 @@
 """How the operator's commands ask the books, and how they show what they were told."""
 
 import asyncio
+import getpass
 import json
+import os
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -9,6 +11,7 @@ import psycopg
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ledger.config import read_settings
 from ledger.database import Connection, Role, conninfo
@@ -35,13 +38,16 @@ def ask(question: Callable[[Connection], Awaitable[Answer]], *, role: Role = Rol
 
 
 def show(rows: list[Row], *, as_json: bool) -> None:
-    """``rows`` as JSON, as a table for a person, or as tab-separated lines for a pipe."""
+    """``rows`` as JSON, as a table for a person, or as tab-separated lines for a pipe.
+
+    What a sender wrote may be in them: outside JSON, which escapes it, it is made printable.
+    """
     if as_json:
         typer.echo(json.dumps(rows, default=_time))
         return
     if not rows:
         return
-    cells = [["" if v is None else str(v) for v in row.values()] for row in rows]
+    cells = [["" if v is None else printable(str(v)) for v in row.values()] for row in rows]
     console = Console()
     if not console.is_terminal:
         for line in [list(rows[0]), *cells]:
@@ -49,8 +55,26 @@ def show(rows: list[Row], *, as_json: bool) -> None:
         return
     table = Table(*rows[0])
     for line in cells:
-        table.add_row(*line)
+        # As text: a string would be read as markup.
+        table.add_row(*map(Text, line))
     console.print(table)
+
+
+def printable(text: str) -> str:
+    """``text`` with everything escaped that a terminal obeys, cannot show, or ends a line with."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def operator() -> str:
+    """Who is logged in here: by name, or by number where the system has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def fail(sentence: str) -> NoReturn:

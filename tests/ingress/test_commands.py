@@ -1,5 +1,6 @@
 """``python -m ingress``, as a process: what goes wrong is said in one sentence, with status 1."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from ingress.mapping import Mapping
 from ingress.spool import Delivery, Spool
 from ledger.quarantine import Unposted, keep
 from tests.conftest import OWNER, SUPERUSER, Database, Run
-from tests.ingress.deliveries import TOKEN, body
+from tests.ingress.deliveries import ABSENT, body
+from tests.ledger.test_cli import ledger
 
 NOWHERE = "postgresql://nobody@/nothing?host=/nonexistent"
 
@@ -50,7 +53,7 @@ def test_a_postgres_that_is_away_is_told_by_the_replay() -> None:
 
 
 def test_a_postgres_that_is_away_is_told_by_the_drain(spool: Path) -> None:
-    settings = {"DATABASE_URL": NOWHERE, "INGRESS_TOKEN": TOKEN, "INGRESS_SPOOL": str(spool)}
+    settings = {"DATABASE_URL": NOWHERE, "INGRESS_SPOOL": str(spool)}
     done = ingress("spool-drain", **settings)
     assert said(done) == "The books cannot answer: DatabaseUnavailable."
 
@@ -81,7 +84,8 @@ FOR EACH STATEMENT EXECUTE FUNCTION refusing()
 def test_nothing_of_what_postgres_quotes_is_told(database: Database, run: Run) -> None:
     async def fill() -> None:
         async with database.connected() as connection:
-            await keep(connection, [Unposted(body(), "UnknownCurrency")])
+            delivery = Unposted(body(), "UnknownCurrency", read_under=Mapping().digest)
+            await keep(connection, [delivery])
 
     run(fill())
     database.rows(REFUSING)
@@ -107,15 +111,30 @@ def test_a_spool_that_cannot_be_used_is_told(spool: Path) -> None:
 
 
 def test_a_spool_that_waits_is_shown_and_drained(spool: Path, database: Database) -> None:
-    settings = {
-        "DATABASE_URL": database.url(),
-        "INGRESS_TOKEN": TOKEN,
-        "INGRESS_SPOOL": str(spool),
-    }
-    lines = ingress("spool-status", **settings).stdout.splitlines()
+    """With no more than what each needs: where the spool is, and where the books are."""
+    where = {"INGRESS_SPOOL": str(spool)}
+    lines = ledger(None, "spool", "status", **where).stdout.splitlines()
     shown = dict(line.split("\t") for line in lines)
     assert (shown["depth"], shown["set_aside"]) == ("1", "0")
     assert float(shown["oldest_age_seconds"]) > 0
-    drained = ingress("spool-drain", **settings)
+    told = json.loads(ledger(None, "spool", "status", "--json", **where).stdout)
+    assert told == {
+        "depth": 1,
+        "set_aside": 0,
+        "size_bytes": int(shown["size_bytes"]),
+        "oldest_age_seconds": told["oldest_age_seconds"],
+    }
+    assert told["oldest_age_seconds"] > float(shown["oldest_age_seconds"])
+    drained = ledger(database, "spool", "drain", **where)
     assert (drained.returncode, drained.stdout.split("\n")[0]) == (0, "depth\t0"), drained.stderr
     assert database.rows("SELECT count(*) FROM postings") == [(1,)]
+
+
+def test_a_mapping_is_checked_by_the_ledgers_own_command(tmp_path: Path) -> None:
+    (tmp_path / "mapping.toml").write_text('[fields]\nuser_id = "user"\n')
+    (tmp_path / "body.json").write_bytes(body(userId=ABSENT, user="ada"))
+    files = (str(tmp_path / "mapping.toml"), str(tmp_path / "body.json"))
+    done = ledger(None, "mapping", "check", *files, "--json")
+    tried = json.loads(done.stdout)
+    assert (done.returncode, tried["outcome"], tried["reward"]["user_id"]) == (0, "credited", "ada")
+    assert ledger(None, "mapping", "check", *files).stdout.startswith("would be credited")

@@ -239,3 +239,32 @@ def test_any_body_is_a_reward_or_a_nudge_or_is_refused_under_any_mapping(text, m
         assert all(0 < len(identifier) <= 200 for identifier in reward[:3])
         assert (reward.posting() is None) == (reward.currency is None)
         "".join(value for value in reward if isinstance(value, str)).encode()
+
+
+def test_two_mappings_have_one_digest_when_they_read_alike_and_else_not(tmp_path: Path) -> None:
+    def digest(text: str, **environment: str) -> str:
+        return mapping_of(text, tmp_path, **environment).digest
+
+    assert digest("") == digest("# Nothing is said.") == Mapping().digest
+    assert digest('[fields]\nuser_id = "userId"') == Mapping().digest
+    assert digest('[default_currency]\ngeneral = "USD"') == digest(
+        "", INGRESS_DEFAULT_CURRENCY="USD"
+    )
+    assert digest('fields.tnc = "a"\nfields.body = "b"') == digest(
+        'fields.body = "b"\nfields.tnc = "a"'
+    )
+    different = [
+        "",
+        RESHAPED,
+        "amount_strings = true",
+        'fields.user_id = "user"',
+        'fields.user_id = "user.id"',
+        "fields.user_id = '\"user.id\"'",
+        'fields.body = { constant = "body" }',
+        "fields.reward_amount = { constant = 1 }",
+        "fields.reward_amount = { constant = 1.5 }",
+        'default_currency.general = "USD"',
+        'default_currency.reward_type.USD = "USD"',
+        'default_currency.campaign.USD = "USD"',
+    ]
+    assert len({digest(text) for text in different}) == len(different)

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
+import tracemalloc
 
 import falcon.testing
 import pytest
@@ -12,20 +10,21 @@ import pytest
 from ingress.app import create_app
 from ingress.config import read_settings
 from ingress.mapping import Mapping
-from ingress.payload import read_reward
 from ingress.replaying import Replayed, replay
 from ledger.database import Pool, Role
-from ledger.quarantine import Quarantine, Unposted, keep
+from ledger.quarantine import Quarantine, Unposted, keep, list_kept
 from ledger.writing import Writer
 from tests.conftest import Database, Run
 from tests.ingress.deliveries import ABSENT, PATH, TOKEN, body, signed
+from tests.ledger.test_cli import ledger
 
 
-def deliver(database: Database, run: Run, *texts: bytes) -> list[int]:
+def deliver(database: Database, run: Run, *texts: bytes, **environment: str) -> list[int]:
     """The statuses of the answers to signed deliveries of `texts`, one after the other."""
 
     async def main() -> list[int]:
-        settings = read_settings({"DATABASE_URL": database.url(), "INGRESS_TOKEN": TOKEN})
+        given = {"DATABASE_URL": database.url(), "INGRESS_TOKEN": TOKEN}
+        settings = read_settings(given | environment)
         async with Pool(database.url(), Role.WRITER, size_max=3) as pool:
             app = create_app(settings, Writer(pool), Quarantine(pool))
             async with falcon.testing.ASGIConductor(app) as client:
@@ -39,14 +38,9 @@ def deliver(database: Database, run: Run, *texts: bytes) -> list[int]:
     return statuses
 
 
-def ledger(database: Database, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ledger", *arguments],
-        env={**os.environ, "DATABASE_URL": database.url()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def unposted(text: bytes, mapping: Mapping = Mapping()) -> Unposted:  # noqa: B008 - immutable
+    """What the quarantine is told of ``text`` by an ingress that reads by ``mapping``."""
+    return Unposted(text, "UnknownCurrency", read_under=mapping.digest)
 
 
 REFUSED = {
@@ -124,14 +118,10 @@ def test_two_replays_at_once_credit_once(database: Database, run: Run) -> None:
             database.connected() as one,
             database.connected() as other,
         ):
-            await keep(one, [Unposted(text, "UnknownCurrency") for text in texts])
-
-            def read(text: bytes) -> object:
-                return read_reward(text, Mapping())
-
+            await keep(one, [unposted(text) for text in texts])
             both = await asyncio.gather(
                 *[
-                    replay(connection, read, number=None, by="Ada")  # type: ignore[arg-type]
+                    replay(connection, Mapping(), number=None, by="Ada")
                     for connection in (one, other)
                 ]
             )
@@ -151,11 +141,98 @@ def test_a_replay_that_was_cut_off_before_it_closed_closes_the_next_time(
 
     async def main() -> None:
         async with database.connected() as connection:
-            await keep(connection, [Unposted(text, "UnknownCurrency")])
-            replayed = await replay(
-                connection, lambda kept: read_reward(kept, Mapping()), number=1, by="Ada"
-            )
+            await keep(connection, [unposted(text)])
+            replayed = await replay(connection, Mapping(), number=1, by="Ada")
             assert replayed == [Replayed(1, "replayed", is_posted=True)]
 
     run(main())
     assert database.rows("SELECT sum(credits) FROM balances WHERE account LIKE 'user:%'") == [(7,)]
+
+
+DOLLARS = {"INGRESS_DEFAULT_CURRENCY": "USD"}
+
+
+def test_a_replay_books_no_other_currency_than_the_ingress_unless_it_is_told_to(
+    database: Database, run: Run
+) -> None:
+    """The ingress counts in dollars, and whoever replays has not said so."""
+    text = body(rewardAmount=1.234, details=ABSENT)
+    assert deliver(database, run, text, **DOLLARS) == [422]
+    by_others = ledger(database, "quarantine", "replay")
+    assert (by_others.returncode, by_others.stdout) == (1, "1\twas read by another mapping\n")
+    assert "INGRESS_DEFAULT_CURRENCY" in by_others.stderr
+    by_the_same = ledger(database, "quarantine", "replay", "1", **DOLLARS)
+    assert (by_the_same.returncode, by_the_same.stdout) == (1, "1\tInvalidAmount\n")
+    assert database.rows("SELECT count(*) FROM rewards") == [(0,)]
+    mended = {"INGRESS_DEFAULT_CURRENCY": "BHD"}
+    replayed = ledger(
+        database, "quarantine", "replay", "--under-this-mapping", "--by", "Ada", **mended
+    )
+    assert (replayed.returncode, replayed.stdout) == (0, "1\tcredited\n"), replayed.stderr
+    assert database.rows("SELECT currency FROM postings") == [("BHD",)]
+    assert database.rows("SELECT closed_by FROM quarantine") == [("Ada",)]
+
+
+def test_what_comes_again_is_replayed_by_the_mapping_that_read_it_last(
+    database: Database, run: Run
+) -> None:
+    """The ingress was started anew with a mapping that somebody had mended."""
+    text = body(rewardAmount=1.234, details=ABSENT)
+    assert deliver(database, run, text) == [422]
+    assert deliver(database, run, text, **DOLLARS) == [422]
+    replayed = ledger(database, "quarantine", "replay", **DOLLARS)
+    assert replayed.stdout == "1\tInvalidAmount\n"
+
+
+def test_what_was_kept_before_anybody_noted_its_mapping_is_not_taken_for_the_same(
+    database: Database, run: Run
+) -> None:
+    async def main() -> list[Replayed]:
+        async with database.connected() as connection:
+            await keep(connection, [Unposted(body(), "UnknownCurrency")])
+            first = await replay(connection, Mapping(), number=None, by="Ada")
+            return first + await replay(
+                connection, Mapping(), number=None, by="Ada", may_differ=True
+            )
+
+    assert [one.outcome for one in run(main())] == ["was read by another mapping", "credited"]
+
+
+def test_a_replay_says_why_it_is_refused_by_now_and_counts_nothing(
+    database: Database, run: Run
+) -> None:
+    """Its currency was registered, and meanwhile another body was credited."""
+    gems = {"currency": "GEMS"}
+    assert deliver(database, run, body(rewardAmount=7, details=gems)) == [422]
+    told = "SELECT reason, detail, reward_id, seen, last_seen_at FROM quarantine"
+    ((*_, seen, last_seen_at),) = database.rows(told)
+    assert ledger(database, "currency", "add", "GEMS", "--scale", "0").returncode == 0
+    assert deliver(database, run, body(rewardAmount=8, details=gems)) == [200]
+    refused = ledger(database, "quarantine", "replay")
+    assert refused.stdout == "1\tIdempotencyConflict\n"
+    reward_id = json.loads(body())["rewardId"]
+    assert database.rows(told) == [("IdempotencyConflict", None, reward_id, seen, last_seen_at)]
+    (shown,) = json.loads(ledger(database, "quarantine", "show", "1", "--json").stdout)
+    assert shown["differences"] == [{"field": "rewardAmount", "kept": "7", "credited": "8"}]
+
+
+def test_many_large_bodies_are_listed_and_replayed_in_little_memory(
+    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingress.replaying.PAGE_SIZE", 7)
+
+    async def main() -> None:
+        async with database.connected() as connection:
+            for number in range(30):
+                await keep(connection, [unposted(b"%d" % number + b"x" * 200_000)])
+            tracemalloc.start()
+            try:
+                assert len(await list_kept(connection)) == 30
+                replayed = await replay(connection, Mapping(), number=None, by="Ada")
+                _, most_bytes = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert [one.number for one in replayed] == list(range(1, 31))
+        assert most_bytes < 2_000_000
+
+    run(main())
