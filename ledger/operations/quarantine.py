@@ -1,17 +1,21 @@
 """``ledger quarantine``: what is kept there, why, and what differs from what was credited."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ledger.database import Connection
 from ledger.quarantine import Kept, get_credited_bytes, get_kept
 
+_BARE_KEY = re.compile(r'[^."\s]+')
+
 
 class Difference(NamedTuple):
     """A field in which a kept delivery and the reward in the books are not the same."""
 
     field: str
+    """Keys joined by dots; one that holds a dot, a quote or white space is spelled as in JSON."""
     kept: str | None
     """What the kept delivery says, as JSON; ``None``: nothing."""
     credited: str | None
@@ -64,8 +68,21 @@ class _Literal(str):
 
 
 def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
-    if isinstance(value, dict):
+    # An empty object has no fields to tell it from what is not there.
+    if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _fields(item, f"{path}.{key}" if path else str(key))
+            spelled = key if _BARE_KEY.fullmatch(key) else _text(key)
+            yield from _fields(item, f"{path}.{spelled}" if path else spelled)
     else:
-        yield path, value if isinstance(value, _Literal) else json.dumps(value, ensure_ascii=False)
+        yield path, _text(value)
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """``value`` as JSON, with its numbers as they were spelled."""
+    if isinstance(value, _Literal):
+        return str(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_text(key)}: {_text(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)

@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+import os
+import pwd
+import re
+from typing import NoReturn
 
 import psycopg
 import pytest
 
 from ledger.database import Pool, Role
 from ledger.operations.quarantine import Difference, compare, look_at
-from ledger.quarantine import Quarantine, Unposted, close, keep, list_kept
+from ledger.quarantine import Kept, Quarantine, Unposted, close, keep, list_kept
+from ledger.terminal import operator
 from ledger.writing import post
 from tests.conftest import Database, Run
 from tests.ledger.test_cli import ledger
@@ -152,12 +157,71 @@ def test_the_list_tells_of_a_delivery_and_not_what_it_holds(database: Database, 
         (b"not json", b"{}", [""]),
         (b'{"a":[1,2]}', b'{"a":[1,3]}', ["a"]),
         (b'{"a":{"b":1}}', b'{"a":1}', ["a", "a.b"]),
+        (b'{"details":{}}', b"{}", ["", "details"]),
+        (b'{"a":1,"details":{}}', b'{"a":1}', ["details"]),
+        (b'{"a":1,"details":{}}', b'{"a":1,"details":{"b":2}}', ["details", "details.b"]),
+        (b'{"a.b":1}', b'{"a":{"b":1}}', ['"a.b"', "a.b"]),
+        (b'{"a b":1,"":2}', b'{"a b":2,"":1}', ['""', '"a b"']),
+        (b'{"a":[1,{"b":1}]}', b'{"a":["1",{"b":1.0}]}', ["a"]),
+        (b'{"a":[1]}', b'{"a":["1"]}', ["a"]),
+        (b'{"a":"1"}', b'{"a":1}', ["a"]),
     ],
 )
 def test_texts_are_compared_field_by_field(
     kept: bytes, credited: bytes, differing: list[str]
 ) -> None:
     assert [difference.field for difference in compare(kept, credited)] == differing
+
+
+HOSTILE = (
+    b'{"rewardId":"r1","[/x]":"[bold]:smile:[/x]","e":"\\u001b[2J\\ud800","\\ud800":1}'
+    b"\n\x1b]0;x\x07\xff"
+)
+
+
+@pytest.mark.parametrize("terminal", [{}, {"FORCE_COLOR": "1"}])
+def test_what_a_sender_wrote_is_shown_and_neither_obeyed_nor_lost(
+    database: Database, run: Run, terminal: dict[str, str]
+) -> None:
+    credited, other = HOSTILE.partition(b"\n")[0], b'{"rewardId":"[/r]"}'
+
+    async def main() -> None:
+        async with database.connected() as connection:
+            await post(connection, [reward("[/r]", believed_bytes=credited)])
+            await keep(connection, [Unposted(other, "conflict", reward_id="[/r]")])
+            await keep(connection, [Unposted(HOSTILE, "NotJson", "[/d]", "\x1b\t")])
+
+    run(main())
+    for arguments in (("show", "1"), ("show", "2"), ("list",)):
+        shown = ledger(database, "quarantine", *arguments, COLUMNS="300", **terminal)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert "[/" in shown.stdout
+        # The table's own colours are all that a terminal is told.
+        plain = re.sub("\x1b\\[[0-9;]*m", "", shown.stdout)
+        assert all(each.isprintable() or each in "\n\t" for each in plain)
+        as_json = ledger(database, "quarantine", *arguments, "--json", **terminal)
+        assert json.loads(as_json.stdout)
+    conflict = ledger(database, "quarantine", "show", "1", COLUMNS="300", **terminal).stdout
+    for told in ("[/x]", "[bold]:smile:[/x]", r"\u001b[2J\ud800"):
+        assert told in conflict
+    # As a value and as a key, in the credited text and in what differs.
+    assert conflict.count(r"\ud800") == 4
+    unreadable = ledger(database, "quarantine", "show", "2").stdout
+    assert r"}\n\x1b]0;x\x07\xff" in unreadable
+    # No line that the sender made up stands among them.
+    assert {line.partition("\t")[0] for line in unreadable.splitlines()} < set(Kept._fields)
+
+
+def test_who_discards_is_told_by_number_where_the_system_has_no_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nobody(number: int) -> NoReturn:
+        raise KeyError(number)
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert operator() == f"uid {os.getuid()}"
 
 
 RULES = {
