@@ -33,6 +33,9 @@ the longest pause."""
 
 log = logging.getLogger("ingress")
 
+OURS = ("INGRESS_", "LEDGER_", "DATABASE_URL", "PG", "OTEL_")
+"""How settings begin that may hold secrets, or whose meaning is for others."""
+
 _own_directory: Path | None = None
 _exporter: "Exporter | None" = None
 
@@ -121,9 +124,11 @@ class Exporter:
         if now < self._start_at:
             return
         try:
-            # Not by `subprocess`, whose object each worker would inherit and complain about.
+            # Without what it does not need to know: it answers anybody. Not by `subprocess`, whose
+            # object each worker would inherit and complain about.
+            needed = {n: value for n, value in os.environ.items() if not n.startswith(OURS)}
             self._process_id = os.posix_spawn(
-                sys.executable, [sys.executable, *self._arguments], os.environ
+                sys.executable, [sys.executable, *self._arguments], needed
             )
             self._started_at = now
         except OSError as error:

@@ -23,8 +23,8 @@ from ledger.errors import DatabaseUnavailable
 from ledger.exporting import registry_of
 from ledger.writing import Status
 from tests.conftest import Database, Run
-from tests.ingress.deliveries import body
-from tests.ingress.observed import ROOT, Ingress, Labels, running, wait_until
+from tests.ingress.deliveries import TOKEN, body
+from tests.ingress.observed import KEY, ROOT, Ingress, Labels, running, wait_until
 from tests.serving import free_port
 
 
@@ -295,6 +295,23 @@ def test_what_serves_the_metrics_is_started_again_when_it_is_killed(database: Da
         wait_until(lambda: ingress.answered() == 2)
         ingress.end()
         assert not list(ingress.directory.glob("reward-ingress-metrics-*"))
+
+
+def test_what_serves_the_metrics_knows_no_secret_and_no_command_line_holds_one(
+    database: Database,
+) -> None:
+    secrets = {"INGRESS_TOKEN_PREVIOUS": "the one before", "PGPASSWORD": "open sesame"}
+    end = {"INGRESS_TOKEN_PREVIOUS_NOT_AFTER": "9999-01-01T00:00:00Z"}
+    with running(database.url(), INGRESS_WORKERS="2", **secrets, **end) as ingress:
+        master = psutil.Process(ingress.process.pid)
+        family = [master, *master.children(recursive=True)]
+        (exporter,) = [each for each in family if "ingress.exporting" in each.cmdline()]
+        assert len(family) == 4
+        told = "\n".join(exporter.environ().values())
+        assert "PATH" in exporter.environ()
+        for secret in (TOKEN, database.url(), KEY, *secrets.values()):
+            assert secret not in told
+            assert not [each for each in family if secret in "\n".join(each.cmdline())]
 
 
 def test_it_is_started_again_ever_more_rarely_when_it_does_not_live(
