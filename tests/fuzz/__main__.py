@@ -1,8 +1,8 @@
 """``python -m tests.fuzz``: Atheris looks for bytes that take a new path through the ingress.
 
-Atheris (libFuzzer for Python) installs from the package registry for CPython 3.11 on Linux, but is
-130 MB and does not follow new versions of Python soon, so it is not among what is pinned: without
-it this says so and ends well. ``make fuzz`` runs it after Hypothesis. FUZZ_SECONDS is how long;
+Atheris (libFuzzer for Python) is the optional extra ``fuzz``: 130 MB, for Linux, and slow to follow
+new versions of Python, so it is not among what is pinned. Without it this says so and ends well.
+``make fuzz`` runs it after Hypothesis, and the tests do for seconds. FUZZ_SECONDS is how long;
 FUZZ_CORPUS names a directory that keeps what was found, for the next time.
 """
 
@@ -23,7 +23,7 @@ OWNER = "ledger_owner"
 def main() -> int:
     """The exit status: 0 when nothing was found, or nobody could look."""
     if find_spec("atheris") is None:
-        print("Atheris is not installed (pip install atheris): only Hypothesis has looked.")
+        print("Atheris is not installed (the extra `fuzz`): only Hypothesis has looked.")
         return 0
     seconds = os.environ.get("FUZZ_SECONDS") or "60"
     with tempfile.TemporaryDirectory(prefix="ledger-fuzz-", ignore_cleanup_errors=True) as name:

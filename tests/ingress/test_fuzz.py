@@ -7,8 +7,13 @@ Hypothesis makes the deliveries; ``tests.fuzz.door`` judges the answers and read
 import json
 import os
 import random
+import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
@@ -266,3 +271,21 @@ def test_whatever_is_sent_is_answered_as_documented_and_nothing_believed_is_lost
     print(dict(outcomes))
     # It was inside, not only at the door.
     assert {"credited", "replayed", "not-json", "not-a-reward", "not-believed"} <= outcomes.keys()
+
+
+@pytest.mark.skipif(find_spec("atheris") is None, reason="Atheris is not installed: extra `fuzz`")
+def test_what_atheris_finds_in_seconds_is_answered_as_documented_too(
+    database: Database, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.fuzz.target", str(tmp_path), "-max_total_time=3"),
+            *("-max_len=4096", f"-seed={SEED}", f"-artifact_prefix={tmp_path}/"),
+        ],
+        env=os.environ | environment(database.url()),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"SEED={SEED}\n{done.stdout}\n{done.stderr}"
+    assert re.search(r"Done [1-9][0-9]* runs", done.stderr), done.stderr

@@ -525,6 +525,30 @@ def test_without_postgres_the_sender_is_soon_asked_to_send_again(
         assert "Traceback" not in gunicorn.said()
 
 
+def test_a_postgres_that_takes_no_more_connections_is_away_until_it_does(
+    own_postgres: EmbeddedPostgres,
+) -> None:
+    own = Database(own_postgres, "ledger")
+    texts = [body(rewardId=f"exhausted-{number}", userId="exhausted") for number in range(8)]
+    with running(own.url(), INGRESS_WORKERS="2") as gunicorn:
+        own.rows("ALTER DATABASE ledger CONNECTION LIMIT 0", SUPERUSER)
+        try:
+            own.rows(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'ledger_writer'",
+                SUPERUSER,
+            )
+            begun = time.monotonic()
+            for answer in _deliver_all(gunicorn, texts, len(texts)):
+                assert answer.problem() == (503, "unavailable")
+            assert time.monotonic() - begun < ANSWER_SECONDS_MAX + SLACK_SECONDS
+        finally:
+            own.rows("ALTER DATABASE ledger CONNECTION LIMIT -1", SUPERUSER)
+        assert credits_of(own, "exhausted") == [(0, 0)]
+        _wait_until(lambda: {gunicorn.deliver(text).status for text in texts} == {200})
+        assert credits_of(own, "exhausted") == [(8, 3_200)]
+
+
 def test_it_starts_without_postgres_and_works_when_postgres_comes(
     own_postgres: EmbeddedPostgres,
 ) -> None:

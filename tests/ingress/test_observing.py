@@ -1,20 +1,26 @@
 """What is told of a delivery: one line and one count each, and nothing that is somebody's own."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 from falcon import testing
 from falcon.asgi import App, Request, Response
 
-from ingress.config import InvalidSetting
+from ingress.app import create_app
+from ingress.config import InvalidSetting, read_settings
 from ingress.health import Live
 from ingress.metrics import Metrics
 from ingress.observation import Observation, observation
 from ingress.observing import Observer, read_observing_settings
+from ledger.database import Pool, Role
+from ledger.quarantine import Quarantine
 from ledger.tallying import Tally
-from tests.conftest import Database
-from tests.ingress.deliveries import ABSENT, PATH, body, signed
+from ledger.tracing import Facts, Parent
+from ledger.writing import Writer
+from tests.conftest import Database, Run
+from tests.ingress.deliveries import ABSENT, EXAMPLE, PATH, TOKEN, body, signed
 from tests.ingress.observed import running, wait_until
 from tests.rewards import reward
 
@@ -175,6 +181,42 @@ def test_a_delivery_that_nobody_waits_for_has_a_line_and_no_status() -> None:
     (line,) = kept.told()
     assert line["outcome"] == "abandoned"
     assert "status_code" not in line
+
+
+def test_a_delivery_is_one_span_that_tells_nothing_of_anybodys_own(
+    database: Database, run: Run
+) -> None:
+    spans: list[tuple[str, Facts, int, int, Parent | None]] = []
+    observer = Observer(Metrics([]), b"k" * 32, span=lambda *told: spans.append(told))
+    texts = [body(rewardId="first", code="SECRET1"), body(rewardId="first", code="SECRET2")]
+
+    async def main() -> None:
+        settings = read_settings({"DATABASE_URL": database.url(), "INGRESS_TOKEN": TOKEN})
+        async with Pool(database.url(), Role.WRITER, size_max=2) as pool:
+            app = create_app(settings, Writer(pool), Quarantine(pool))
+            app.add_middleware([observer])
+            async with testing.ASGIConductor(app) as client:
+                for headers in (signed(texts[0]), {}):
+                    await client.simulate_post(PATH, body=texts[0], headers=headers)
+                await client.simulate_post(PATH, body=texts[1], headers=signed(texts[1]))
+
+    before = time.time_ns()
+    run(main())
+    assert [name for name, *_ in spans] == ["delivery"] * 3
+    facts = [told for _, told, *_ in spans]
+    assert [told["outcome"] for told in facts] == ["credited", "not-believed", "conflict"]
+    assert [told["status_code"] for told in facts] == [200, 401, 409]
+    assert [told.get("token") for told in facts] == ["current", None, "current"]
+    for _, _, started_at, ended_at, parent in spans:
+        assert before - 1_000_000_000 < started_at < ended_at <= time.time_ns()
+        assert parent is None
+    # Exporters take these kinds and no others.
+    kinds = (str, int, float, bool)
+    assert all(isinstance(value, kinds) for told in facts for value in told.values())
+    said = repr(spans)
+    for word in ("SECRET", EXAMPLE["userId"], EXAMPLE["rewardName"], EXAMPLE["campaignId"]):
+        assert word not in said
+    assert signed(texts[0])["X-CG-SIGNATURE"] not in said
 
 
 def test_a_reward_under_the_transaction_of_another_has_a_line_of_its_own() -> None:

@@ -14,8 +14,11 @@ import psycopg
 import pytest
 from falcon.testing import ASGIConductor
 
-from ingress.app import PATH, from_environment
+from ingress.app import PATH, create_app, from_environment
+from ingress.config import read_settings
 from ingress.tokens import UNSIGNED_ALLOWED
+from ledger.database import Pool, Role
+from ledger.quarantine import Quarantine
 from ledger.writing import Writer
 from tests.conftest import SUPERUSER, Database, Run
 from tests.ingress.deliveries import (
@@ -266,6 +269,24 @@ def test_the_same_delivery_again_is_answered_with_the_first_receipt(door: Door) 
     assert first.told()["status"] == "credited"
     assert again.told() == later.told() == first.told() | {"status": "replayed"}
     assert door.balances() == {("user:testuser1", "USD"): 400}
+
+
+A_YEAR_LATER = """
+SET session_replication_role = replica;
+UPDATE rewards SET recorded_at = recorded_at - interval '1 year';
+UPDATE postings SET posted_at = posted_at - interval '1 year';
+UPDATE balances SET posted_at = posted_at - interval '1 year'
+"""
+
+
+def test_the_same_delivery_a_year_later_is_answered_with_the_first_receipt(door: Door) -> None:
+    (first,) = door.deliver(body())
+    door.database.rows(A_YEAR_LATER, SUPERUSER)
+    told = door.deliver(body())[0].told()
+    long_ago, now = (datetime.fromisoformat(each["postedAt"]) for each in (told, first.told()))
+    assert timedelta(days=365) <= now - long_ago <= timedelta(days=366)
+    assert told == first.told() | {"status": "replayed", "postedAt": told["postedAt"]}
+    assert (door.rewards(), door.balances()) == (1, {("user:testuser1", "USD"): 400})
 
 
 def test_a_recorded_reward_sent_again_is_replayed(door: Door) -> None:
@@ -707,6 +728,26 @@ def test_refusals_come_in_the_order_of_the_steps(door: Door) -> None:
 
 
 # The end
+
+
+def test_while_no_connection_is_free_the_sender_is_soon_asked_to_send_again(
+    door: Door, environment: pytest.MonkeyPatch
+) -> None:
+    async def main() -> list[Answer]:
+        async with Pool(door.database.url(), Role.WRITER, size_max=1) as pool:
+            app = create_app(read_settings(), Writer(pool), Quarantine(pool))
+            async with ASGIConductor(app) as conductor:
+                async with pool.connection():
+                    begun = time.monotonic()
+                    answers = [await _send(conductor, body()), await _send(conductor, b"[]")]
+                    # Each of the two had three seconds.
+                    assert time.monotonic() - begun < 6
+                return [*answers, *[await _send(conductor, body()) for _ in range(2)]]
+
+    reward, no_reward, again, once_more = door._run(main())
+    assert reward.problem() == no_reward.problem() == (503, "unavailable")
+    assert (again.told()["status"], once_more.told()["status"]) == ("credited", "replayed")
+    assert door.balances() == {("user:testuser1", "USD"): 400}
 
 
 def test_what_was_handed_in_is_posted_before_the_end(door: Door) -> None:

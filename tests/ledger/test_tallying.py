@@ -11,7 +11,19 @@ from ledger.tallying import STALE_MINUTES, Tally, take_row, total, write
 from tests.conftest import OWNER, Database, Run
 
 WRITER, READER = "ledger_writer", "ledger_reader"
-COUNTED = Tally(believed=9, credited=3, recorded=1, conflicts=2, in_flight=3, kept=2)
+COUNTED = Tally(
+    believed=9,
+    credited=3,
+    recorded=1,
+    conflicts=2,
+    in_flight=3,
+    kept=2,
+    drained_credited=5,
+    drained_recorded=6,
+    drained_replayed=7,
+    drained_ignored=8,
+    drained_kept=9,
+)
 
 
 def rows(database: Database) -> int:
