@@ -24,6 +24,7 @@ from ingress.source import BodyPath
 from ingress.spool import SpoolStatus
 from ingress.spool_file import SpoolUnavailable, UnusableSpool
 from ingress.spooling import SpoolSettings, drain, read_spool_settings, status
+from ingress.tallying import CountingKeeper, Counts, Tallying
 from ledger.config import InvalidSetting
 from ledger.database import Connection, Pool, Role
 from ledger.embedded import EmbeddedPostgresError
@@ -110,7 +111,12 @@ def spool_drain() -> None:
 
     async def drain_it() -> SpoolStatus:
         async with Pool(url, Role.WRITER, size_max=1) as pool:
-            return await drain(spool, url, read, keep_spooled(Quarantine(pool), mapping))
+            counts = Counts()
+            keep = keep_spooled(CountingKeeper(Quarantine(pool), counts), mapping)
+            try:
+                return await drain(spool, url, read, keep, counts.drain)
+            finally:
+                await Tallying(pool, counts).end()
 
     _show_spool(asyncio.run(drain_it()), as_json=False)
 

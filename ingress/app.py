@@ -24,7 +24,7 @@ from ingress.receiving import DeliveryApp
 from ingress.sharing import LOOK_EVERY_SECONDS, Sharing
 from ingress.spool import Delivery, Spool
 from ingress.spooling import SpoolingBooks, SpoolingQuarantine
-from ingress.tallying import WRITE_EVERY_SECONDS, CountingKeeper, Tallying
+from ingress.tallying import WRITE_EVERY_SECONDS, CountingKeeper, Counts, Tallying
 from ingress.watching import Watching
 from ingress.webhook import Books, CustomerGluWebhook
 from ledger import errors as books
@@ -125,7 +125,7 @@ def from_environment(settings: IngressSettings | None = None) -> DeliveryApp:
         wait_seconds_max=SPOOL_AFTER_SECONDS if has_spool else WAIT_SECONDS_MAX,
         observe_batch=_each_of(watching.posted, sharing.posted),
     )
-    spooling = _spooling(settings, looking, writer, counted)
+    spooling = _spooling(settings, looking, writer, counted, metrics.counts)
     keeper = counted if spooling is None else SpoolingQuarantine(counted, spooling)
     app = create_app(settings, spooling or writer, keeper)
     app.add_route("/livez", Live())
@@ -152,13 +152,14 @@ def _each_of(*observers: ObserveBatch) -> ObserveBatch:
 
 
 def _spooling(
-    settings: IngressSettings, looking: Pool, writer: Writer, quarantine: Keeper
+    settings: IngressSettings, looking: Pool, writer: Writer, quarantine: Keeper, counts: Counts
 ) -> SpoolingBooks | None:
     if settings.spool is None:
         return None
     read = partial(read_reward, mapping=settings.mapping)
     spool = Spool(settings.spool.directory, settings.spool.size_max_bytes)
-    return SpoolingBooks(writer, looking, spool, read, keep_spooled(quarantine, settings.mapping))
+    keep = keep_spooled(quarantine, settings.mapping)
+    return SpoolingBooks(writer, looking, spool, read, keep, counts.drain)
 
 
 def keep_spooled(quarantine: Keeper, mapping: IngressMapping) -> Keep:

@@ -8,7 +8,8 @@ the books were asked for in vain before it was spooled arrived meanwhile: they m
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ingress.spool import Delivery, Spool, Waiting
@@ -27,6 +28,11 @@ Read = Callable[[bytes], Reward | None]
 """The webhook's own way from the believed text to the reward; ``None`` for a nudge."""
 Keep = Callable[[Delivery, Exception], Awaitable[None]]
 """Keeps what was refused, with the reason, for good; may be called again with the same."""
+Count = Callable[[str, int], None]
+"""Told of what was removed from the spool: what became of it, and how many."""
+
+IGNORED, KEPT = "ignored", "kept"
+"""What becomes of a nudge, and of what the books refuse; of all else it is the receipt's status."""
 
 
 class _Readable(NamedTuple):
@@ -48,7 +54,15 @@ class Drainer:
     is a ``keep`` that was not done.
     """
 
-    def __init__(self, writer: Writer, spool: Spool, read: Read, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        spool: Spool,
+        read: Read,
+        keep: Keep | None = None,
+        count: Count = lambda *_: None,
+    ) -> None:
+        self._count = count
         self._writer = writer
         self._spool = spool
         self._read = read
@@ -89,7 +103,7 @@ class Drainer:
                 nudges.append(waiting.number)
             else:
                 readable.append(_Readable(waiting, reward))
-        await self._remove(nudges)
+        await self._remove({IGNORED: nudges})
         return readable, unreadable
 
     async def _post(self, group: Sequence[_Readable]) -> bool:
@@ -97,12 +111,12 @@ class Drainer:
         outcomes = await asyncio.gather(
             *[self._ask(readable.reward) for readable in group], return_exceptions=True
         )
-        posted: list[int] = []
+        posted: defaultdict[str, list[int]] = defaultdict(list)
         refused: list[_Refused] = []
         unknown: list[Waiting] = []
         for (waiting, _), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Receipt):
-                posted.append(waiting.number)
+                posted[outcome.status].append(waiting.number)
             elif isinstance(outcome, Refused):
                 refused.append(_Refused(waiting, outcome))
             else:
@@ -139,7 +153,7 @@ class Drainer:
             else:
                 log.error("spool: number %d: %s", waiting.number, where(trouble))
                 await self._set_aside(waiting, type(error).__name__)
-        await self._remove(kept)
+        await self._remove({KEPT: kept})
         return await self._leave(unknown)
 
     async def _leave(self, unknown: Sequence[Waiting]) -> bool:
@@ -153,9 +167,13 @@ class Drainer:
         await asyncio.to_thread(self._spool.set_aside, waiting.number, refusal)
         log.warning("spool: number %d is set aside: %s", waiting.number, refusal)
 
-    async def _remove(self, numbers: Sequence[int]) -> None:
+    async def _remove(self, ended: Mapping[str, Sequence[int]]) -> None:
+        """Remove what is done with, by what became of it, and count it then."""
+        numbers = [number for each in ended.values() for number in each]
         if numbers:
             await asyncio.to_thread(self._spool.remove, numbers)
+        for outcome, each in ended.items():
+            self._count(outcome, len(each))
 
 
 def groups(page: Sequence[_Readable]) -> Iterator[list[_Readable]]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from ingress.draining import Drainer, Keep, Read, are_answering
+from ingress.draining import Count, Drainer, Keep, Read, are_answering
 from ingress.keeping import Keeper
 from ingress.spool import Delivery, Spool, SpoolStatus
 from ingress.spool_file import SpoolUnavailable, UnusableSpool, UnwritableSpool, lease
@@ -89,6 +89,7 @@ class SpoolingBooks:
         spool: Spool,
         read: Read,
         keep: Keep | None = None,
+        count: Count = lambda *_: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.are_away = False
@@ -101,7 +102,7 @@ class SpoolingBooks:
         self._writer = writer
         self._pool = pool
         self._spool = spool
-        self._drainer = Drainer(writer, spool, read, keep)
+        self._drainer = Drainer(writer, spool, read, keep, count)
         self._clock = clock
         self._putting: Coalescer[Delivery, None] = Coalescer(
             self._put, batch_size_max=PUT_BATCH_SIZE_MAX, wait_seconds_max=PUT_SECONDS_MAX
@@ -255,7 +256,11 @@ def status(settings: SpoolSettings) -> SpoolStatus:
 
 
 async def drain(
-    settings: SpoolSettings, database_url: str, read: Read, keep: Keep | None = None
+    settings: SpoolSettings,
+    database_url: str,
+    read: Read,
+    keep: Keep | None = None,
+    count: Count = lambda *_: None,
 ) -> SpoolStatus:
     """Post what waits, and once more what was set aside; gives what is left then.
 
@@ -269,7 +274,7 @@ async def drain(
         async with Pool(database_url, Role.WRITER, size_max=1) as pool:
             writer = Writer(pool)
             spool.recall()
-            is_done = await _drain_alone(Drainer(writer, spool, read, keep), spool)
+            is_done = await _drain_alone(Drainer(writer, spool, read, keep, count), spool)
             await writer.drain()
         if not is_done:
             raise DatabaseUnavailable

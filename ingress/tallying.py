@@ -68,6 +68,7 @@ class Counts:
         self.kept = 0
         """How often something was put into the quarantine."""
         self._outcomes: defaultdict[str, int] = defaultdict(int)
+        self._drained: defaultdict[str, int] = defaultdict(int)
 
     def believe(self) -> None:
         """Count a delivery for which a token vouched."""
@@ -79,12 +80,17 @@ class Counts:
         self.in_flight -= 1
         self._outcomes[outcome] += 1
 
+    def drain(self, outcome: str, count: int) -> None:
+        """Count what was removed from the spool, and what became of it there."""
+        self._drained[f"drained_{outcome}"] += count
+
     def tally(self) -> Tally:
         """The sums of this moment."""
         counts: defaultdict[str, int] = defaultdict(int)
         for outcome, count in self._outcomes.items():
             if outcome in COUNTED_AS:
                 counts[COUNTED_AS[outcome]] += count
+        counts.update(self._drained)
         return Tally(believed=self.believed, in_flight=self.in_flight, kept=self.kept, **counts)
 
 

@@ -14,10 +14,13 @@ STALE_MINUTES = 10
 """From when on a row that nobody writes is taken for one of a worker that was killed."""
 
 
+_DRAINED = "drained_"
+
+
 class Tally(NamedTuple):
     """How many deliveries were believed, and what became of them.
 
-    What each count means, ``migrations/0003_tallies.sql`` says.
+    What each count means, ``migrations/0003_tallies.sql`` and ``0009_provenance.sql`` say.
     """
 
     believed: int = 0
@@ -32,12 +35,25 @@ class Tally(NamedTuple):
     abandoned: int = 0
     in_flight: int = 0
     kept: int = 0
+    drained_credited: int = 0
+    drained_recorded: int = 0
+    drained_replayed: int = 0
+    drained_ignored: int = 0
+    drained_kept: int = 0
 
     def outcomes(self) -> dict[str, int]:
         """What became of what was believed: these add up to it."""
         counts = self._asdict()
         del counts["believed"], counts["kept"]
-        return counts
+        return {name: count for name, count in counts.items() if not name.startswith(_DRAINED)}
+
+    def drained(self) -> dict[str, int]:
+        """What became of what had been spooled, as far as it has left the spool."""
+        return {
+            name.removeprefix(_DRAINED): count
+            for name, count in self._asdict().items()
+            if name.startswith(_DRAINED)
+        }
 
     def plus(self, other: "Tally") -> "Tally":
         """Both, count by count."""
@@ -69,21 +85,25 @@ taken AS (
     FROM free
     WHERE mine.worker = free.worker
     RETURNING believed, credited, recorded, ignored, replayed, conflicts, quarantined, spooled,
-        unavailable, abandoned, in_flight, kept
+        unavailable, abandoned, in_flight, kept, drained_credited, drained_recorded,
+        drained_replayed, drained_ignored, drained_kept
 ),
 begun AS (
     INSERT INTO tallies (worker)
     SELECT %(worker)s
     WHERE NOT EXISTS (SELECT FROM taken)
     RETURNING believed, credited, recorded, ignored, replayed, conflicts, quarantined, spooled,
-        unavailable, abandoned, in_flight, kept
+        unavailable, abandoned, in_flight, kept, drained_credited, drained_recorded,
+        drained_replayed, drained_ignored, drained_kept
 )
 SELECT believed, credited, recorded, ignored, replayed, conflicts, quarantined, spooled,
-    unavailable, abandoned, in_flight, kept
+    unavailable, abandoned, in_flight, kept, drained_credited, drained_recorded,
+    drained_replayed, drained_ignored, drained_kept
 FROM taken
 UNION ALL
 SELECT believed, credited, recorded, ignored, replayed, conflicts, quarantined, spooled,
-    unavailable, abandoned, in_flight, kept
+    unavailable, abandoned, in_flight, kept, drained_credited, drained_recorded,
+    drained_replayed, drained_ignored, drained_kept
 FROM begun
 """
 
@@ -104,6 +124,9 @@ SET believed = %(believed)s, credited = %(credited)s, recorded = %(recorded)s,
     ignored = %(ignored)s, replayed = %(replayed)s, conflicts = %(conflicts)s,
     quarantined = %(quarantined)s, spooled = %(spooled)s, unavailable = %(unavailable)s,
     abandoned = %(abandoned)s, in_flight = %(in_flight)s, kept = %(kept)s,
+    drained_credited = %(drained_credited)s, drained_recorded = %(drained_recorded)s,
+    drained_replayed = %(drained_replayed)s, drained_ignored = %(drained_ignored)s,
+    drained_kept = %(drained_kept)s,
     has_ended = %(has_ended)s, written_at = clock_timestamp()
 WHERE worker = %(worker)s AND NOT has_ended
 """
@@ -128,7 +151,10 @@ SELECT coalesce(sum(believed), 0)::bigint, coalesce(sum(credited), 0)::bigint,
     coalesce(sum(replayed), 0)::bigint, coalesce(sum(conflicts), 0)::bigint,
     coalesce(sum(quarantined), 0)::bigint, coalesce(sum(spooled), 0)::bigint,
     coalesce(sum(unavailable), 0)::bigint, coalesce(sum(abandoned), 0)::bigint,
-    coalesce(sum(in_flight), 0)::bigint, coalesce(sum(kept), 0)::bigint
+    coalesce(sum(in_flight), 0)::bigint, coalesce(sum(kept), 0)::bigint,
+    coalesce(sum(drained_credited), 0)::bigint, coalesce(sum(drained_recorded), 0)::bigint,
+    coalesce(sum(drained_replayed), 0)::bigint, coalesce(sum(drained_ignored), 0)::bigint,
+    coalesce(sum(drained_kept), 0)::bigint
 FROM tallies
 """
 

@@ -50,7 +50,9 @@ def in_words(tally: Tally) -> str:
         if count
     ]
     is_so = "=" if tally.believed == sum(tally.outcomes().values()) else "is not"
-    return f"believed deliveries {tally.believed} {is_so} {' + '.join(outcomes) or 0}"
+    said = f"believed deliveries {tally.believed} {is_so} {' + '.join(outcomes) or 0}"
+    drained = [f"{outcome} {count}" for outcome, count in tally.drained().items() if count]
+    return f"{said}; from the spool: {' + '.join(drained)}" if drained else said
 
 
 _BALANCES = """
@@ -224,10 +226,10 @@ WHERE believed <> answered
 _COUNTED = """
 SELECT subject, 'at least ' || counted, found::text
 FROM (
-    SELECT 'postings' AS subject, (SELECT sum(credited) FROM tallies) AS counted,
+    SELECT 'postings' AS subject, (SELECT sum(credited + drained_credited) FROM tallies) AS counted,
            (SELECT count(*) FROM postings) AS found
     UNION ALL
-    SELECT 'rewards without a posting', (SELECT sum(recorded) FROM tallies),
+    SELECT 'rewards without a posting', (SELECT sum(recorded + drained_recorded) FROM tallies),
            (SELECT count(*) FROM rewards WHERE currency IS NULL)
     UNION ALL
     SELECT 'deliveries seen by the quarantine', (SELECT sum(kept) FROM tallies),

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from falcon.testing import ASGIConductor
 
 from ingress import tallying
 from ingress.app import PROBLEMS, from_environment
+from ingress.spool import Delivery, Spool
 from ingress.tallying import ABANDONED, COUNTED_AS, Counts, Tallying
 from ledger.database import Connection, Pool, Role
 from ledger.embedded import EmbeddedPostgres
@@ -29,9 +31,10 @@ from ledger.errors import BrokenRule, DatabaseUnavailable
 from ledger.operations.verify import Finding, verify
 from ledger.tallying import Tally, total
 from ledger.writing import Status
-from tests.conftest import Database, Run, throw_away_postgres
+from tests.conftest import SUPERUSER, Database, Run, throw_away_postgres
 from tests.ingress.deliveries import ABSENT, PATH, TOKEN, body, signed
 from tests.ingress.observed import Ingress, Labels, running, wait_until
+from tests.ledger.test_cli import ledger
 
 BEFORE_BELIEF = {
     *("not-believed", "too-many-failures", "address-not-allowed", "not-json-type", "too-large"),
@@ -145,6 +148,55 @@ def test_one_of_each_is_counted_as_what_it_was(
         kept=5,
     )
     assert found(database, run) == []
+
+
+def drained_by_a_worker(database: Database, run: Run, directory: Path) -> None:
+    async def act(_: ASGIConductor) -> None:
+        async with asyncio.timeout(60):
+            with Spool(directory, 2**30) as spool:
+                while spool.status().depth:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+    within(run, act)
+
+
+def drained_by_the_command(database: Database, run: Run, directory: Path) -> None:
+    done = ledger(database, "spool", "drain", INGRESS_SPOOL=str(directory))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("drain", [drained_by_a_worker, drained_by_the_command])
+def test_what_leaves_the_spool_is_counted_as_what_became_of_it_and_held_against_the_books(
+    database: Database, run: Run, environment: pytest.MonkeyPatch, tmp_path: Path, drain: Any
+) -> None:
+    environment.setenv("INGRESS_SPOOL", str(tmp_path / "spool"))
+    texts = [
+        body(rewardId="first"),
+        # The same reward, which says something else that decides nothing.
+        body(rewardId="first", status="seen"),
+        body(rewardId="second"),
+        body(rewardId="nothing", rewardAmount=0),
+        body(webhookType="nudge"),
+        body(rewardId="third", details={"currency": "NOBODY"}),
+        b"{",
+    ]
+    with Spool(tmp_path / "spool", 2**30) as spool:
+        spool.put([Delivery(text, "current", "raw", datetime.now(UTC)) for text in texts])
+    drain(database, run, tmp_path / "spool")
+    assert told(database, run) == Tally(
+        drained_credited=2,
+        drained_replayed=1,
+        drained_recorded=1,
+        drained_ignored=1,
+        drained_kept=2,
+        kept=2,
+    )
+    assert found(database, run) == []
+    # As after a failover to a server that had not heard of it.
+    gone = "DELETE FROM postings WHERE reward_id = 'second'"
+    database.rows(f"SET session_replication_role = replica; {gone}", SUPERUSER)
+    lost = [one for one in found(database, run) if one.subject == "postings"]
+    assert [(one.expected, one.found) for one in lost] == [("at least 2", "1")]
 
 
 def test_what_is_unsigned_where_that_is_allowed_is_believed_too(
