@@ -6,13 +6,14 @@ One handler for all methods: grpc.aio waits anew on each registered method for e
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from typing import NoReturn, TypeAlias
+from contextlib import aclosing, suppress
+from typing import NamedTuple, TypeAlias
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import RequestInfo
+from google.rpc.status_pb2 import Status as RpcStatus
 
 from ledger.access import Access
 from ledger.callers import Caller, Scope, calling
@@ -26,7 +27,7 @@ from ledger.errors import (
     where,
 )
 from ledger.observing import OK, Observation, Observer
-from ledger.service import SERVICE, LedgerService, Part, problem_of
+from ledger.service import SERVICE, LedgerService, Part, Problem, problem_of
 from ledger.v1 import ledger_pb2 as pb
 
 MESSAGE_SECONDS_MAX = 5.0
@@ -35,6 +36,8 @@ CALLS_MAX = 1000
 """How many calls of the service may run at once; health and reflection are not counted."""
 STREAMS_MAX = 500
 """How many streams may be open at once, besides those calls."""
+REFUSAL_SECONDS_MAX = 2.0
+"""How long somebody who does not take what comes may take to hear why it ends."""
 
 SCOPES = {
     "GetBalance": Scope.BALANCES,
@@ -53,6 +56,44 @@ Method = Callable[[Message], Awaitable[Message]]
 StreamMethod = Callable[[Message, Callable[[Exception], None]], AsyncGenerator[Part, None]]
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+
+class Refusal(NamedTuple):
+    """What a caller is told instead of an answer."""
+
+    problem: Problem
+    details: RpcStatus
+
+    async def tell(self, context: Context) -> None:
+        """End the call with it; return when that is done, or takes too long."""
+        details = (("grpc-status-details-bin", self.details.SerializeToString()),)
+        # Whoever does not read, or is gone, has not heard it: grpc.aio keeps it for them for as
+        # long as their connection lives, and takes the call for ended as soon as we return.
+        with suppress(TimeoutError, grpc.aio.InternalError):
+            async with asyncio.timeout(REFUSAL_SECONDS_MAX):
+                await context.abort(self.problem.status, self.problem.text, details)
+
+
+def refusal_of(error: Exception, request_id: str, token: str = "") -> Refusal:
+    """What a caller is told of ``error``; a fault of ours is logged under ``request_id``."""
+    problem, status = problem_of(error, token)
+    if problem.status is grpc.StatusCode.INTERNAL:
+        log.error("request %s: %s", request_id, where(error))
+    status.details.add().Pack(RequestInfo(request_id=request_id))
+    return Refusal(problem, status)
+
+
+async def message_of(context: Context, seconds_max: float) -> bytes:
+    """A call's next message; raises ``DeadlineExceeded``, and ``DecodeError`` when none comes."""
+    try:
+        async with asyncio.timeout(seconds_max):
+            message = await context.read()
+    except TimeoutError:
+        raise DeadlineExceeded from None
+    # EOF, when the caller closed its side without a word, is not bytes.
+    if not isinstance(message, bytes):
+        raise DecodeError
+    return message
 
 
 class Calls(grpc.GenericRpcHandler):
@@ -110,14 +151,16 @@ class Calls(grpc.GenericRpcHandler):
                 self._admit(context, scope, seen)
                 self._begin(context)
                 request = seen.request = request_type()
-                request.ParseFromString(await self._message(context))
+                request.ParseFromString(await message_of(context, self._message_seconds_max))
                 reply = (await method(request)).SerializeToString()
                 seen.status = OK
                 return reply
             except Exception as error:
-                await _refuse(error, context, seen)
+                refusal = _refusal(error, seen)
             finally:
                 self._observer.observe(seen, context)
+            await refusal.tell(context)
+            return b""
 
         name = path.rpartition("/")[2]
         self._handlers[path] = grpc.stream_unary_rpc_method_handler(answer)
@@ -131,32 +174,41 @@ class Calls(grpc.GenericRpcHandler):
         ``method`` calls what it was given for that. The status says with which token to go on.
         """
 
+        async def write(stream: _Stream) -> None:
+            self._admit(stream.context, scope, stream.seen)
+            if len(self._streams) >= self._streams_max:
+                raise Overloaded
+            self._streams.add(stream)
+            request = stream.seen.request = request_type()
+            request.ParseFromString(await message_of(stream.context, self._message_seconds_max))
+            async with aclosing(method(request, stream.end)) as parts:
+                async for part in parts:
+                    stream.token = part.token
+                    await stream.context.write(part.message)
+
         async def answer(_requests: object, context: Context) -> None:
             seen = Observation(name)
             stream = _Stream(asyncio.current_task(), context, scope, seen)
-            token = ""
+            refusal = None
             try:
-                self._admit(context, scope, seen)
-                if len(self._streams) >= self._streams_max:
-                    raise Overloaded
-                self._streams.add(stream)
-                request = seen.request = request_type()
-                request.ParseFromString(await self._message(context))
-                async with aclosing(method(request, stream.end)) as parts:
-                    async for part in parts:
-                        token = part.token
-                        await context.write(part.message)
+                await write(stream)
                 seen.status = OK
             except asyncio.CancelledError:
                 if stream.ending is None:
                     raise
                 # Also behind a message that is still on its way: the status comes after it.
-                await _refuse(stream.ending, context, seen, token)
+                refusal = _refusal(stream.ending, seen, stream.token)
+            except grpc.aio.InternalError:
+                # Its caller went away while it was written to: that is no fault of ours.
+                raise asyncio.CancelledError from None
             except Exception as error:
-                await _refuse(error, context, seen, token)
+                refusal = _refusal(error, seen, stream.token)
             finally:
+                # Before it is told: somebody who does not read may keep that waiting.
                 self._streams.discard(stream)
                 self._observer.observe(seen, context)
+            if refusal is not None:
+                await refusal.tell(context)
 
         name = path.rpartition("/")[2]
         self._handlers[path] = grpc.stream_stream_rpc_method_handler(answer)
@@ -205,17 +257,6 @@ class Calls(grpc.GenericRpcHandler):
         if not self._running:
             self._nothing_runs.set()
 
-    async def _message(self, context: Context) -> bytes:
-        try:
-            async with asyncio.timeout(self._message_seconds_max):
-                message = await context.read()
-        except TimeoutError:
-            raise DeadlineExceeded from None
-        # EOF, when the caller closed its side without a word, is not bytes.
-        if not isinstance(message, bytes):
-            raise DecodeError
-        return message
-
 
 class _Stream:
     """A stream that is open."""
@@ -231,6 +272,8 @@ class _Stream:
         self.context = context
         self.scope = scope
         self.seen = seen
+        self.token = ""
+        """Where it goes on."""
         self.ending: Exception | None = None
         """What its caller is told, when it was we who ended it."""
 
@@ -250,15 +293,9 @@ def _snake_case(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-async def _refuse(
-    error: Exception, context: Context, seen: Observation, token: str = ""
-) -> NoReturn:
-    problem, status = problem_of(error, token)
-    seen.status, seen.reason = problem.status.name, problem.reason
+def _refusal(error: Exception, seen: Observation, token: str = "") -> Refusal:
+    refusal = refusal_of(error, seen.request_id, token)
+    seen.status, seen.reason = refusal.problem.status.name, refusal.problem.reason
     if isinstance(error, InvalidArgument):
         seen.field = error.field
-    if problem.status is grpc.StatusCode.INTERNAL:
-        log.error("request %s: %s", seen.request_id, where(error))
-    status.details.add().Pack(RequestInfo(request_id=seen.request_id))
-    details = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(problem.status, problem.text, details)
+    return refusal

@@ -15,7 +15,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ledger.access import Access, Pem
-from ledger.calls import CALLS_MAX, MESSAGE_SECONDS_MAX, Calls
+from ledger.calls import CALLS_MAX, MESSAGE_SECONDS_MAX, STREAMS_MAX, Calls
 from ledger.config import AccessSettings, ServeSettings
 from ledger.counting import PUBLISH_EVERY_SECONDS
 from ledger.database import Pool, Role
@@ -33,6 +33,13 @@ Whoever comes then is closed out, and gRPC tries again."""
 PROBE_CONNECTIONS_MAX = 50
 HANDSHAKE_SECONDS_MAX = 10
 """How long a new connection may take until it can carry calls."""
+KEEPALIVE_SECONDS, KEEPALIVE_ANSWER_SECONDS_MAX = 30.0, 10.0
+"""How often a silent caller is asked whether it is still there, and how long it may take to answer:
+one that vanished without a word is taken for gone then, with its streams."""
+CALLERS_KEEPALIVE_SECONDS_MIN = 5
+"""How often callers may ask the same of us; gRPC's own bound is five minutes."""
+CALLS_PER_CONNECTION_MAX = 1000
+"""How many calls and streams one connection may have open; its further ones wait at the caller."""
 CONNECTION_AGE_MAX_SECONDS = 600
 CONNECTION_AGE_GRACE_SECONDS = 10
 DRAIN_SECONDS_MAX = 5.0
@@ -101,6 +108,7 @@ def create_server(
     shares_port: bool = False,
     message_seconds_max: float = MESSAGE_SECONDS_MAX,
     calls_max: int = CALLS_MAX,
+    streams_max: int = STREAMS_MAX,
     connections_max: int = CONNECTIONS_MAX,
 ) -> Server:
     """A server of ``service`` with health and reflection, not yet bound or started.
@@ -113,6 +121,7 @@ def create_server(
         observer or Observer(),
         message_seconds_max=message_seconds_max,
         calls_max=calls_max,
+        streams_max=streams_max,
     )
     healths = health.HealthServicer()
     open_to_all = (*_health(healths), *_reflection())
@@ -130,6 +139,18 @@ def _options(connections_max: int, *, shares_port: bool) -> tuple[tuple[str, int
         ("grpc.max_receive_message_length", MESSAGE_SIZE_MAX_BYTES),
         ("grpc.max_allowed_incoming_connections", connections_max),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS_MAX * 1000),
+        ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION_MAX),
+        ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
+        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_SECONDS_MAX * 1000)),
+        # gRPC pings for its own reasons too, and while one is unanswered it asks nothing else.
+        ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_ANSWER_SECONDS_MAX * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Else it is asked twice at most while nothing else is sent.
+        ("grpc.http2.max_pings_without_data", 0),
+        (
+            "grpc.http2.min_ping_interval_without_data_ms",
+            CALLERS_KEEPALIVE_SECONDS_MIN * 1000,
+        ),
         ("grpc.max_connection_age_ms", CONNECTION_AGE_MAX_SECONDS * 1000),
         ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_SECONDS * 1000),
     )
@@ -208,6 +229,7 @@ async def serve_until(
     shares_port: bool = False,
     message_seconds_max: float = MESSAGE_SECONDS_MAX,
     calls_max: int = CALLS_MAX,
+    streams_max: int = STREAMS_MAX,
     connections_max: int = CONNECTIONS_MAX,
 ) -> None:
     """``serve``, until ``stop`` is set; nothing is logged or counted without ``settings``."""
@@ -229,6 +251,7 @@ async def serve_until(
                 shares_port=shares_port,
                 message_seconds_max=message_seconds_max,
                 calls_max=calls_max,
+                streams_max=streams_max,
                 connections_max=connections_max,
             )
             server.bind(bind, access)
