@@ -10,9 +10,6 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 import uvloop
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ledger.access import Access, Pem
 from ledger.calls import CALLS_MAX, MESSAGE_SECONDS_MAX, STREAMS_MAX, Calls
@@ -23,6 +20,7 @@ from ledger.errors import Unavailable, where
 from ledger.exporting import exported
 from ledger.metrics import Load, Metrics
 from ledger.observing import Observer, observer_of
+from ledger.probes import Health, Probes
 from ledger.reading import BalanceKey, Reader
 from ledger.service import SERVICE, LedgerService
 
@@ -51,9 +49,6 @@ FILES_INTERVAL_SECONDS = 1.0
 """How often certificates and callers are looked at; they are read at the second look."""
 BREAKDOWN_INTERVAL_SECONDS = 0.2
 """How often grpc.aio is asked whether it broke down."""
-HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
-"""The package serves v1alpha only; v1 is the same messages under another name."""
 
 log = logging.getLogger("ledger")
 
@@ -63,7 +58,7 @@ class Server(NamedTuple):
 
     grpc: grpc.aio.Server
     calls: Calls
-    health: health.HealthServicer
+    health: Health
     probes: grpc.aio.Server
     """Health and reflection alone, for those who cannot have what TLS asks for."""
 
@@ -123,13 +118,13 @@ def create_server(
         calls_max=calls_max,
         streams_max=streams_max,
     )
-    healths = health.HealthServicer()
-    open_to_all = (*_health(healths), *_reflection())
+    health = Health(("", SERVICE))
+    open_to_all = Probes(health, (SERVICE,), message_seconds_max=message_seconds_max)
     server = grpc.aio.server(options=_options(connections_max, shares_port=shares_port))
     probes = grpc.aio.server(options=_options(PROBE_CONNECTIONS_MAX, shares_port=shares_port))
-    server.add_generic_rpc_handlers((calls, *open_to_all))
-    probes.add_generic_rpc_handlers(open_to_all)
-    return Server(server, calls, healths, probes)
+    server.add_generic_rpc_handlers((calls, open_to_all))
+    probes.add_generic_rpc_handlers((open_to_all,))
+    return Server(server, calls, health, probes)
 
 
 def _options(connections_max: int, *, shares_port: bool) -> tuple[tuple[str, int], ...]:
@@ -178,32 +173,6 @@ def _credentials(access: Access) -> grpc.ServerCredentials | None:
 def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
         [(pem.key, pem.certificate)], pem.client_authorities
-    )
-
-
-# Not the packages' own functions, which register each method: see ``Calls``.
-def _health(healths: health.HealthServicer) -> tuple[grpc.GenericRpcHandler, ...]:
-    types = (
-        health_pb2.HealthCheckRequest.FromString,
-        health_pb2.HealthCheckResponse.SerializeToString,
-    )
-    methods = {
-        "Check": grpc.unary_unary_rpc_method_handler(healths.Check, *types),
-        "Watch": grpc.unary_stream_rpc_method_handler(healths.Watch, *types),
-    }
-    return (grpc.method_handlers_generic_handler(HEALTH_SERVICE, methods),)
-
-
-def _reflection() -> tuple[grpc.GenericRpcHandler, ...]:
-    servicer = reflection.aio.ReflectionServicer((SERVICE, HEALTH_SERVICE, *REFLECTION_SERVICES))
-    method = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    return tuple(
-        grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method})
-        for name in REFLECTION_SERVICES
     )
 
 
@@ -272,7 +241,6 @@ async def _run(
     A path that is not UTF-8 is enough for that: grpc.aio closes its port, and the process lives on
     without a word.
     """
-    await _tell(server.health, is_serving=False)
     await server.start()
     tasks = [asyncio.create_task(coroutine) for coroutine in beside]
     breaking = {asyncio.create_task(_break_down(each)) for each in (server.grpc, server.probes)}
@@ -300,7 +268,7 @@ async def _break_down(server: grpc.aio.Server) -> str:
 
 async def _drain(server: Server) -> None:
     """Take no more calls, end the streams, let the running calls finish, and stop."""
-    await server.health.enter_graceful_shutdown()
+    server.health.leave()
     stopping = asyncio.create_task(server.stop(DRAIN_SECONDS_MAX))
     server.calls.end_streams()
     await asyncio.wait({stopping}, timeout=DRAIN_SECONDS_MIN)
@@ -312,7 +280,7 @@ async def _drain(server: Server) -> None:
     await stopping
 
 
-async def _follow_database(reader: Reader, healths: health.HealthServicer) -> None:
+async def _follow_database(reader: Reader, health: Health) -> None:
     """Say NOT_SERVING while the books cannot be read, and SERVING when they can."""
     while True:
         try:
@@ -320,9 +288,9 @@ async def _follow_database(reader: Reader, healths: health.HealthServicer) -> No
         except Exception as error:  # noqa: BLE001 - whatever it is, we do not serve
             if not isinstance(error, Unavailable):
                 log.error("%s", where(error))
-            await _tell(healths, is_serving=False)
+            health.set(serves=False)
         else:
-            await _tell(healths, is_serving=True)
+            health.set(serves=True)
         await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
 
 
@@ -350,12 +318,6 @@ async def _keep_publishing(metrics: Metrics, calls: Calls, pool: Pool, access: A
             await asyncio.sleep(PUBLISH_EVERY_SECONDS)
     finally:
         publish()
-
-
-async def _tell(healths: health.HealthServicer, *, is_serving: bool) -> None:
-    statuses = health_pb2.HealthCheckResponse
-    for name in ("", SERVICE):
-        await healths.set(name, statuses.SERVING if is_serving else statuses.NOT_SERVING)
 
 
 def run(

@@ -62,6 +62,7 @@ FLOORS = [
     {"ledger.service"},
     {"ledger.observing"},
     {"ledger.calls"},
+    {"ledger.probes"},
     {"ledger.server"},
     {"ledger.operations"},
     {"ledger.terminal"},

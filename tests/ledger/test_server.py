@@ -112,22 +112,27 @@ def test_an_unknown_field_of_a_later_version_is_passed_over(database: Database, 
     run(main())
 
 
-def test_a_call_without_a_message_is_refused(database: Database, run: Run) -> None:
-    async def main() -> None:
-        async with serving_books(database) as channel:
-            call = channel.stream_unary(GET_BALANCE)()
-            await call.done_writing()
-            assert await refusal(call) == NOT_A_MESSAGE
-
-    run(main())
+METHODS = [
+    f"/{SERVICE}/{method.name}"
+    for method in pb.DESCRIPTOR.services_by_name["LedgerService"].methods
+    if not method.server_streaming
+] + ["/grpc.health.v1.Health/Check"]
 
 
-def test_a_call_whose_message_never_comes_ends(database: Database, run: Run) -> None:
+def test_no_method_waits_for_a_message_that_does_not_come_or_reads_one_that_is_none(
+    database: Database, run: Run
+) -> None:
     async def main() -> None:
         async with serving_books(database, message_seconds_max=0.2) as channel:
-            assert await refusal(channel.stream_unary(GET_BALANCE)()) == TOO_LATE
+            for path in METHODS:
+                assert await refusal(channel.unary_unary(path)(b"\xff")) == NOT_A_MESSAGE, path
+                call = channel.stream_unary(path)()
+                await call.done_writing()
+                assert await refusal(call) == NOT_A_MESSAGE, path
+                assert await refusal(channel.stream_unary(path)()) == TOO_LATE, path
             assert await value(channel) == "400"
 
+    assert len(METHODS) == 7
     run(main())
 
 
@@ -270,6 +275,16 @@ def test_more_connections_than_the_limit_are_closed_and_the_others_live_on(
                 writer.close()
             async with connected(port) as another:
                 assert await value(another) == "400"
+
+    run(main())
+
+
+def test_a_connection_is_told_how_many_calls_it_may_have_open(database: Database, run: Run) -> None:
+    async def main() -> None:
+        port = free_port()
+        async with serving_books(database, port=port):
+            max_concurrent_streams = struct.pack(">HI", 3, 1000)
+            assert await exchanged(port, PREFACE, max_concurrent_streams)
 
     run(main())
 
