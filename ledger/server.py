@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
@@ -49,6 +50,8 @@ FILES_INTERVAL_SECONDS = 1.0
 """How often certificates and callers are looked at; they are read at the second look."""
 BREAKDOWN_INTERVAL_SECONDS = 0.2
 """How often grpc.aio is asked whether it broke down."""
+BIND_AGAIN_SECONDS_MAX, BIND_AGAIN_INTERVAL_SECONDS = 5.0, 0.02
+"""How long the next server waits for its address then, and how often it tries."""
 
 log = logging.getLogger("ledger")
 
@@ -212,6 +215,7 @@ async def serve_until(
             stack.enter_context(exported(settings.metrics_bind, metrics.registry))
         pool = await stack.enter_async_context(Pool(url, Role.READER, size_max=POOL_SIZE_MAX))
         reader = Reader(pool, metrics.batch) if metrics is not None else Reader(pool)
+        drains: list[asyncio.Task[None]] = []
         while not stop.is_set():
             server = create_server(
                 LedgerService(reader),
@@ -223,23 +227,42 @@ async def serve_until(
                 streams_max=streams_max,
                 connections_max=connections_max,
             )
-            server.bind(bind, access)
+            is_again = bool(drains)
+            await _bind(partial(server.bind, bind, access), is_again=is_again)
             if settings.health_bind is not None:
-                server.bind_probes(settings.health_bind)
+                await _bind(partial(server.bind_probes, settings.health_bind), is_again=is_again)
             log.info("serving on %s, %s", bind, access.explain())
             beside = [_follow_database(reader, server.health), _follow_files(access, server.calls)]
             if metrics is not None:
                 beside.append(_keep_publishing(metrics, server.calls, pool, access))
-            await _run(server, stop, beside)
+            if await _run(server, stop, beside):
+                # Its callers go on with it while the next one serves already.
+                drains = [drain for drain in drains if not drain.done()]
+                drains.append(asyncio.create_task(_drain(server)))
+        await asyncio.gather(*drains)
+
+
+async def _bind(bind: Callable[[], None], *, is_again: bool) -> None:
+    """Call ``bind``; again for a moment when a server before may still have the address."""
+    loop = asyncio.get_running_loop()
+    gives_up_at = loop.time() + (BIND_AGAIN_SECONDS_MAX if is_again else 0)
+    while True:
+        try:
+            return bind()
+        except OSError:
+            if loop.time() >= gives_up_at:
+                raise
+        await asyncio.sleep(BIND_AGAIN_INTERVAL_SECONDS)
 
 
 async def _run(
     server: Server, stop: asyncio.Event, beside: Iterable[Coroutine[None, None, None]]
-) -> None:
-    """Serve until ``stop`` is set, or until grpc.aio breaks down; ``beside`` runs meanwhile.
+) -> bool:
+    """Serve until ``stop`` is set, and drain; or until grpc.aio breaks down, which it says.
 
     A path that is not UTF-8 is enough for that: grpc.aio closes its port, and the process lives on
-    without a word.
+    without a word. What runs then is left to run, and still has to be drained. ``beside`` runs
+    meanwhile.
     """
     await server.start()
     tasks = [asyncio.create_task(coroutine) for coroutine in beside]
@@ -248,11 +271,11 @@ async def _run(
     done, _ = await asyncio.wait({*breaking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if broken := done & breaking:
         log.error("the server broke down and starts again: %s", broken.pop().result())
-        await server.stop(None)
     else:
         await _drain(server)
     for task in (*tasks, *breaking, stopping):
         task.cancel()
+    return bool(done & breaking)
 
 
 async def _break_down(server: grpc.aio.Server) -> str:

@@ -17,6 +17,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+from ledger.config import ServeSettings
 from ledger.database import Role
 from ledger.embedded import EmbeddedPostgres
 from ledger.server import serve_until
@@ -186,24 +187,59 @@ def test_a_call_whose_message_never_completes_ends(database: Database, run: Run)
     run(main())
 
 
+async def break_down(port: int) -> None:
+    """Returns when a path that is not text has been heard."""
+    end = frame(0, 1, 1, b"\0\0\0\0\0")
+    await exchanged(port, begun_call(b"/\xff\xfe") + end, b"grpc-status")
+
+
 def test_a_path_that_is_not_text_does_not_stop_the_service(
     database: Database, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        port = free_port()
-        async with serving_books(database, port=port) as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-            await watch.read()
-            end = frame(0, 1, 1, b"\0\0\0\0\0")
-            await exchanged(port, begun_call(b"/\xff\xfe") + end, b"grpc-status")
-            # Ended with the server that broke down; the channel finds the next one.
-            with pytest.raises(grpc.aio.AioRpcError):
-                await asyncio.wait_for(read_to_the_end(watch), 20)
-            assert await asyncio.wait_for(value(channel, wait_for_ready=True), 20) == "400"
-            await becomes(channel, Health.SERVING)
+        port, health_port = free_port(), free_port()
+        settings = ServeSettings(health_bind=f"127.0.0.1:{health_port}")
+        async with (
+            serving_books(database, port=port, settings=settings) as channel,
+            connected(health_port) as probing,
+        ):
+            for broken in (port, health_port):
+                watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+                await watch.read()
+                await break_down(broken)
+                # Ended with the server that broke down; the channel finds the next one.
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await asyncio.wait_for(read_to_the_end(watch), 20)
+                assert await asyncio.wait_for(value(channel, wait_for_ready=True), 20) == "400"
+                for each in (channel, probing):
+                    await asyncio.wait_for(each.channel_ready(), 20)
+                    await becomes(each, Health.SERVING)
 
     run(main())
-    assert "UnicodeDecodeError at " in caplog.text
+    assert caplog.text.count("UnicodeDecodeError at ") == 2
+
+
+def test_a_path_that_is_not_text_cuts_no_call_and_takes_no_token(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        port = free_port()
+        async with serving_books(database, port=port) as channel:
+            await becomes(channel, Health.SERVING)
+            stream = LedgerServiceStub(channel).WatchRewards(pb.WatchRewardsRequest())
+            assert (await stream.read()).token
+            make_slow(database, "rewards", 1.5)
+            request = pb.GetRewardRequest(reward_id="reward-1")
+            call = asyncio.ensure_future(LedgerServiceStub(channel).GetReward(request))
+            await until_asked(database, "rewards")
+            await break_down(port)
+            assert await refusal(read_to_the_end(stream)) == AWAY
+            # Others are answered by the next server, before the call of the one before ends.
+            assert await asyncio.wait_for(value(channel, wait_for_ready=True), 20) == "400"
+            assert not call.done()
+            assert (await call).reward.reward_id == "reward-1"
+
+    run(main())
 
 
 def test_a_message_over_the_limit_is_refused_and_one_below_is_read(
