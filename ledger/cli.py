@@ -160,8 +160,8 @@ def history(
     Example: ledger history testuser1 --limit 10
     """
     chosen = reading.RewardFilter(user)
-    rewards = ask(lambda connection: reading.list_rewards(connection, chosen, page.FIRST, limit))
-    show([_line(reward) for reward in rewards], as_json=as_json)
+    found = ask(lambda connection: reading.list_rewards(connection, chosen, page.FIRST, limit))
+    show([_line(reward) for reward in found.rewards], as_json=as_json)
 
 
 def _line(reward: reading.RecordedReward) -> dict[str, Any]:

@@ -39,13 +39,19 @@ class WrongProcess(RuntimeError):
 
 _PLANS = {
     Role.WRITER: {"enable_nestloop": "off", "enable_seqscan": "off"},
-    Role.READER: {"enable_bitmapscan": "off", "enable_seqscan": "off"},
+    Role.READER: {
+        "enable_bitmapscan": "off",
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+    },
 }
 """How the services' few statements are planned: once, for every batch size and every table size.
 
 Planning for each batch costs more than it finds. A plan that does not know the batch must not
 loop over it, which would be quadratic; one that was made while the tables were empty must not go
-on scanning them when they grow; one for a page of history must not collect the whole of it first.
+on scanning them when they grow; one for a page of history must not collect the whole of it first,
+nor walk through all that is newer.
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from ledger.account import USER
 from ledger.coalescing import Coalescer
 from ledger.database import Connection, Pool, array
-from ledger.errors import RewardNotFound
+from ledger.errors import Overloaded, RewardNotFound
 from ledger.money import Currency, plain
 from ledger.seal import Seal
 
@@ -19,6 +19,14 @@ BATCH_SIZE_MAX = 500
 QUIET_TURNS = 8
 """grpc.aio hands over about one call in a turn of the loop: those on their way travel along."""
 WAIT_SECONDS_MAX = 2.5
+LONG_QUESTIONS_MAX = 2
+"""How many pages of history and totals are asked for at once: fewer than a pool has connections."""
+TURN_SECONDS_MAX = 1.0
+"""How long such a question waits for those before it."""
+LOOKED_AT_MAX = 5000
+"""How many of a user's rewards a page looks at, however few of them are asked for."""
+UNBOUNDED = 2**62
+
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
@@ -96,6 +104,14 @@ class RewardFilter(NamedTuple):
     """Recorded before this time."""
 
 
+class RewardPage(NamedTuple):
+    """Some of a user's rewards, newest first."""
+
+    rewards: list[RecordedReward]
+    below: int | None
+    """Below which number the next page begins; ``None`` after the last."""
+
+
 class CurrencyTotals(NamedTuple):
     """All debits and all credits of one currency, which must agree."""
 
@@ -115,6 +131,7 @@ class Reader:
         self._pool = pool
         self._asked = asked
         self._seal: Seal | None = None
+        self._turns = asyncio.Semaphore(LONG_QUESTIONS_MAX)
         self._balances = Coalescer(
             self._get_balances,
             batch_size_max=BATCH_SIZE_MAX,
@@ -154,23 +171,56 @@ class Reader:
         """The user's balances in every currency that it was ever credited in, by currency."""
         return await self.ask(list_balances, user_id)
 
-    async def rewards(self, chosen: RewardFilter, before: int, limit: int) -> list[RecordedReward]:
-        """At most ``limit`` rewards, newest first, whose number is less than ``before``."""
-        return await self.ask(list_rewards, chosen, before, limit)
+    async def rewards(
+        self, chosen: RewardFilter, before: int, limit: int, length_max: int
+    ) -> RewardPage:
+        """At most ``limit`` rewards, newest first, whose number is less than ``before``.
+
+        Fewer, perhaps none, when they are large or when many had to be passed over. Raises
+        ``Overloaded`` when too many such questions are asked already.
+        """
+        return await self._ask_in_turn(
+            list_rewards,
+            chosen,
+            before,
+            limit,
+            looked_at_max=LOOKED_AT_MAX,
+            length_max=length_max,
+        )
 
     async def reward(self, reward_id: str) -> RecordedReward:
         """The reward; raises ``RewardNotFound``."""
         return await self.ask(get_reward, reward_id)
 
     async def currency_totals(self, as_of: datetime | None) -> list[CurrencyTotals]:
-        """The trial balance of every currency that was posted in, by currency."""
-        return await self.ask(list_currency_totals, as_of)
+        """The trial balance of every currency that was posted in, by currency.
+
+        Raises ``Overloaded`` when too many such questions are asked already.
+        """
+        return await self._ask_in_turn(list_currency_totals, as_of)
 
     async def seal(self) -> Seal:
         """What tokens of these books are sealed with; asked for once."""
         if self._seal is None:
             self._seal = Seal(await self.ask(get_sealing_key))
         return self._seal
+
+    async def _ask_in_turn(
+        self,
+        question: Callable[Concatenate[Connection, Arguments], Awaitable[Answer]],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """``ask``, few at a time: connections are left for questions that are quick."""
+        try:
+            async with asyncio.timeout(TURN_SECONDS_MAX):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Overloaded from None
+        try:
+            return await self.ask(question, *arguments, **options)
+        finally:
+            self._turns.release()
 
     async def ask(
         self,
@@ -260,36 +310,79 @@ async def list_balances(connection: Connection, user_id: str) -> list[Balance]:
     ]
 
 
+# The text that a reward came in bounds what is told of it, and to know its length costs nothing.
 _LIST_REWARDS = """
 SELECT
+    page.is_chosen, page.goes_on,
     rewards.number, rewards.reward_id, rewards.user_id, rewards.campaign_id, rewards.type,
     rewards.reward_type, rewards.reward_name, rewards.status, rewards.transaction_id,
     rewards.reward_category, rewards.details::text, rewards.reward_expires_at,
     rewards.recorded_at, rewards.code, postings.debit_account, postings.credit_account,
     postings.currency, postings.amount::text, postings.version, postings.balance_after::text,
     postings.posted_at
-FROM rewards
+FROM (
+    SELECT
+        number, is_chosen, is_last OR lead(number) OVER newest_first IS NOT NULL AS goes_on,
+        sum(length) OVER (
+            newest_first ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) AS length_before
+    FROM (
+        SELECT
+            number, octet_length(believed_bytes) AS length,
+            row_number() OVER (ORDER BY number DESC) = %(looked_at_max)s AS is_last,
+            (%(currency)s::text IS NULL OR currency = %(currency)s)
+            AND (%(campaign_id)s::text IS NULL OR campaign_id = %(campaign_id)s)
+            AND (%(type)s::text IS NULL OR type = %(type)s)
+            AND (%(start_time)s::timestamptz IS NULL OR recorded_at >= %(start_time)s)
+            AND (%(end_time)s::timestamptz IS NULL OR recorded_at < %(end_time)s) AS is_chosen
+        FROM rewards
+        WHERE user_id = %(user_id)s AND number < %(before)s
+        ORDER BY number DESC
+        LIMIT %(looked_at_max)s
+    ) AS looked_at
+    WHERE is_chosen OR is_last
+    WINDOW newest_first AS (ORDER BY number DESC)
+    ORDER BY number DESC
+    LIMIT %(limit)s
+) AS page
+JOIN rewards ON rewards.user_id = %(user_id)s AND rewards.number = page.number
 LEFT JOIN postings ON postings.reward_id = rewards.reward_id
-WHERE rewards.user_id = %(user_id)s
-  AND rewards.number < %(before)s
-  AND (%(currency)s::text IS NULL OR rewards.currency = %(currency)s)
-  AND (%(campaign_id)s::text IS NULL OR rewards.campaign_id = %(campaign_id)s)
-  AND (%(type)s::text IS NULL OR rewards.type = %(type)s)
-  AND (%(start_time)s::timestamptz IS NULL OR rewards.recorded_at >= %(start_time)s)
-  AND (%(end_time)s::timestamptz IS NULL OR rewards.recorded_at < %(end_time)s)
-ORDER BY rewards.number DESC
-LIMIT %(limit)s
+WHERE coalesce(page.length_before, 0) < %(length_max)s
+ORDER BY page.number DESC
 """
 
 
 async def list_rewards(
-    connection: Connection, chosen: RewardFilter, before: int, limit: int
-) -> list[RecordedReward]:
-    """At most ``limit`` of the chosen rewards, newest first, with a number below ``before``."""
+    connection: Connection,
+    chosen: RewardFilter,
+    before: int,
+    limit: int,
+    *,
+    looked_at_max: int = UNBOUNDED,
+    length_max: int = UNBOUNDED,
+) -> RewardPage:
+    """At most ``limit`` of the chosen rewards, newest first, with a number below ``before``.
+
+    It ends early when ``looked_at_max`` rewards were looked at, or when what they came in has
+    ``length_max`` bytes.
+    """
     cursor = await connection.execute(
-        _LIST_REWARDS, {**chosen._asdict(), "before": before, "limit": limit}
+        _LIST_REWARDS,
+        {
+            **chosen._asdict(),
+            "before": before,
+            "limit": limit,
+            "looked_at_max": looked_at_max,
+            "length_max": length_max,
+        },
     )
-    return [recorded_reward(row) for row in await cursor.fetchall()]
+    rewards = []
+    below = None
+    for is_chosen, goes_on, *row in await cursor.fetchall():
+        if is_chosen:
+            rewards.append(recorded_reward(tuple(row)))
+        below = row[0] if goes_on else None
+    return RewardPage(rewards, below)
 
 
 _GET_REWARD = """

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 import uvloop
+from psycopg.conninfo import make_conninfo
 
 from ledger.access import Access, Pem
 from ledger.calls import CALLS_MAX, MESSAGE_SECONDS_MAX, STREAMS_MAX, Calls
@@ -46,6 +47,8 @@ DRAIN_SECONDS_MIN = 0.2
 """How long a call may take to reach its handler, if it had arrived when the drain began."""
 POOL_SIZE_MAX = 4
 HEALTH_INTERVAL_SECONDS = 1.0
+HEALTH_APPLICATION = "ledger_health"
+"""What Postgres calls the connection that health is looked up on."""
 FILES_INTERVAL_SECONDS = 1.0
 """How often certificates and callers are looked at; they are read at the second look."""
 BREAKDOWN_INTERVAL_SECONDS = 0.2
@@ -215,6 +218,9 @@ async def serve_until(
             stack.enter_context(exported(settings.metrics_bind, metrics.registry))
         pool = await stack.enter_async_context(Pool(url, Role.READER, size_max=POOL_SIZE_MAX))
         reader = Reader(pool, metrics.batch) if metrics is not None else Reader(pool)
+        # A connection of its own: however much is asked, it can be said whether we serve.
+        looking = make_conninfo(url, application_name=HEALTH_APPLICATION)
+        health_pool = await stack.enter_async_context(Pool(looking, Role.READER, size_max=1))
         drains: list[asyncio.Task[None]] = []
         while not stop.is_set():
             server = create_server(
@@ -232,7 +238,10 @@ async def serve_until(
             if settings.health_bind is not None:
                 await _bind(partial(server.bind_probes, settings.health_bind), is_again=is_again)
             log.info("serving on %s, %s", bind, access.explain())
-            beside = [_follow_database(reader, server.health), _follow_files(access, server.calls)]
+            beside = [
+                _follow_database(Reader(health_pool), server.health),
+                _follow_files(access, server.calls),
+            ]
             if metrics is not None:
                 beside.append(_keep_publishing(metrics, server.calls, pool, access))
             if await _run(server, stop, beside):

@@ -148,18 +148,20 @@ class LedgerService:
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
         seal = await self._reader.seal()
         before = page.start(seal, request.page_token, chosen)
-        found = await self._reader.rewards(chosen, before, size + 1)
+        found = await self._reader.rewards(chosen, before, size, PAGE_SIZE_MAX_BYTES)
         response = pb.ListRewardsResponse()
+        below, last = found.below, before
         size_bytes = 0
-        for reward in found[:size]:
+        for reward in found.rewards:
             reply = _reward(reward)
             size_bytes += reply.ByteSize()
             if response.rewards and size_bytes > PAGE_SIZE_MAX_BYTES:
+                below = last
                 break
             response.rewards.append(reply)
-        if len(response.rewards) < len(found):
-            last = found[len(response.rewards) - 1]
-            response.next_page_token = page.token(seal, last.number, chosen)
+            last = reward.number
+        if below is not None:
+            response.next_page_token = page.token(seal, below, chosen)
         return response
 
     async def get_reward(self, request: pb.GetRewardRequest) -> pb.GetRewardResponse:

@@ -24,7 +24,7 @@ from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
 from tests.certificates import Files, credentials, files, issued, replace
 from tests.conftest import Database, Run
-from tests.ledger.test_server import read_to_the_end
+from tests.ledger.test_server import read_to_the_end, status_of
 from tests.rewards import reward
 from tests.serving import Refusal, connected, free_port, refusal, serving
 
@@ -85,15 +85,6 @@ async def books(database: Database) -> AsyncIterator[str]:
     async with database.connected() as connection:
         await post(connection, [reward(code="CODE123")])
     yield database.url("ledger_reader")
-
-
-async def status_of(call: Any) -> str:
-    """The name of the status that ``call`` is answered with."""
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return str(error.code().name)
-    return "OK"
 
 
 async def until(happens: Callable[[], Any]) -> None:

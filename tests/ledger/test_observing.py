@@ -24,8 +24,8 @@ from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
 from tests.certificates import replace
 from tests.conftest import Database, Run
-from tests.ledger.test_access import caller, status_of, token, until
-from tests.ledger.test_server import make_slow
+from tests.ledger.test_access import caller, token, until
+from tests.ledger.test_server import make_slow, status_of
 from tests.rewards import reward
 from tests.serving import free_port, serving
 

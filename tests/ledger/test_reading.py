@@ -30,6 +30,17 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
+async def blocks(connection: Connection) -> int:
+    """How many blocks of the books this connection has looked at."""
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    cursor = await connection.execute(
+        "SELECT sum(heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read)"
+        " FROM pg_statio_user_tables"
+    )
+    ((count,),) = await cursor.fetchall()
+    return int(count)
+
+
 async def plan_of(connection: Connection, statement: str, parameters: dict[str, Any]) -> Any:
     """The plan that the reader keeps for ``statement``, whatever its parameters are."""
     await connection.execute(statement, parameters, prepare=True)
@@ -67,7 +78,13 @@ async def plan_of(connection: Connection, statement: str, parameters: dict[str, 
         ),
         (
             reading._LIST_REWARDS,
-            {**RewardFilter("user-1", "USD")._asdict(), "before": 2**62, "limit": 51},
+            {
+                **RewardFilter("user-1", "USD")._asdict(),
+                "before": 2**62,
+                "limit": 51,
+                "looked_at_max": 5000,
+                "length_max": 2**20,
+            },
             "rewards_of_a_user",
             30,
         ),
@@ -99,6 +116,56 @@ def test_a_question_of_one_user_is_answered_from_its_index_without_sorting(
     kinds = {node["Node Type"] for node in found}
     assert not kinds & {"Seq Scan", "Sort", "Incremental Sort", "Bitmap Heap Scan"}, kinds
     assert index in {node.get("Index Name") for node in found}
+
+
+def test_a_page_reads_no_more_than_it_tells_wherever_it_is_and_whatever_it_passes_over(
+    database: Database, run: Run
+) -> None:
+    """Also by a plan that was made while the books were empty."""
+
+    async def main() -> None:
+        async with database.connected(Role.READER) as connection:
+            chosen = RewardFilter("user-1")
+            for _ in range(6):
+                assert not (await reading.list_rewards(connection, chosen, 2**62, 50)).rewards
+            database.rows("ALTER TABLE rewards SET (autovacuum_enabled = false)")
+            async with database.connected() as writer:
+                for start in range(0, 5000, 500):
+                    await post(writer, [reward(f"r-{start + i}", "1") for i in range(500)])
+            for analyzed in (False, True):
+                if analyzed:
+                    database.rows("ANALYZE")
+                for asked, before, expected in (
+                    (chosen, 2**62, 50),
+                    (chosen, 100, 50),
+                    (chosen._replace(type="none"), 2**62, 0),
+                    (chosen._replace(end_time=datetime(2000, 1, 1, tzinfo=UTC)), 2**62, 0),
+                ):
+                    looked_before = await blocks(connection)
+                    page = await reading.list_rewards(
+                        connection, asked, before, 50, looked_at_max=200
+                    )
+                    assert (len(page.rewards), page.below is not None) == (expected, True)
+                    assert await blocks(connection) - looked_before < 1000
+
+    run(main())
+
+
+def test_of_large_rewards_a_page_takes_no_more_than_its_length(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        details = '"' + "x" * 10_000 + '"'
+        async with database.connected() as connection:
+            await post(connection, [reward(f"r-{i}", "1", details=details) for i in range(10, 30)])
+        async with database.connected(Role.READER) as connection:
+            chosen = RewardFilter("user-1")
+            page = await reading.list_rewards(connection, chosen, 2**62, 50, length_max=95_000)
+        # The last one may pass it, so that a page is never empty.
+        assert [told.reward_id for told in page.rewards] == [f"r-{i}" for i in range(29, 19, -1)]
+        assert page.below == page.rewards[-1].number
+
+    run(main())
 
 
 def test_totals_of_now_are_not_summed_from_the_postings(database: Database, run: Run) -> None:

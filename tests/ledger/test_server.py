@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from ledger.config import ServeSettings
 from ledger.database import Role
 from ledger.embedded import EmbeddedPostgres
-from ledger.server import serve_until
+from ledger.server import POOL_SIZE_MAX, serve_until
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
@@ -63,6 +63,15 @@ async def serving_books(database: Database, **options: Any) -> AsyncIterator[grp
 async def value(channel: grpc.aio.Channel, *, wait_for_ready: bool = False) -> str:
     answer = await LedgerServiceStub(channel).GetBalance(REQUEST, wait_for_ready=wait_for_ready)
     return str(answer.balance.amount.value)
+
+
+async def status_of(call: Any) -> str:
+    """The name of the status that ``call`` is answered with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return str(error.code().name)
+    return "OK"
 
 
 async def read_to_the_end(stream: Any) -> None:
@@ -501,6 +510,53 @@ def test_a_deadline_that_passes_does_not_take_the_answer_from_those_in_the_same_
                 await impatient
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert await first == (await patient).balance.amount.value == "400"
+
+    run(main())
+
+
+def test_long_questions_keep_neither_balances_nor_health_waiting(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        async with serving_books(database) as channel:
+            await becomes(channel, Health.SERVING)
+            # The statement looks twice, so it takes longer than others wait for their turn.
+            make_slow(database, "rewards", 0.7)
+            request = pb.ListRewardsRequest(user_id="user-1")
+            pages = [
+                asyncio.ensure_future(status_of(LedgerServiceStub(channel).ListRewards(request)))
+                for _ in range(6)
+            ]
+            await until_asked(database, "rewards")
+            while not all(page.done() for page in pages):
+                async with asyncio.timeout(1):
+                    assert await value(channel) == "400"
+                    assert await health(channel) == Health.SERVING
+                await asyncio.sleep(0.05)
+            told = [await page for page in pages]
+            assert told.count("RESOURCE_EXHAUSTED") == 4, told
+
+    run(main())
+
+
+def test_health_is_looked_up_on_a_connection_of_its_own(
+    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger.server.HEALTH_INTERVAL_SECONDS", 0.1)
+
+    async def main() -> None:
+        async with serving_books(database) as channel:
+            await becomes(channel, Health.SERVING)
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == Health.SERVING
+            changed = asyncio.ensure_future(watch.read())
+            make_slow(database, "rewards", 1.5)
+            request = pb.GetRewardRequest(reward_id="reward-1")
+            # As many as the service has connections, for longer than one waits for one of them.
+            calls = [LedgerServiceStub(channel).GetReward(request) for _ in range(POOL_SIZE_MAX)]
+            await asyncio.gather(*map(status_of, calls))
+            assert not changed.done()
+            changed.cancel()
 
     run(main())
 

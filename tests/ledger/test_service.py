@@ -1,6 +1,7 @@
 """What the service answers, asked over a real socket from a real Postgres."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from ledger import reading
+from ledger import service as answering
 from ledger.reward import Reward
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
@@ -477,6 +480,65 @@ def test_a_filter_keeps_only_what_it_names(database: Database, run: Run) -> None
                 ]
                 assert set(found) == expected, chosen
                 assert len(found) == len(expected)
+
+    run(main())
+
+
+def test_a_page_looks_at_no_more_than_its_bound_and_the_next_one_goes_on(
+    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LOOKED_AT_MAX", 40)
+
+    async def main() -> None:
+        await posted(
+            database,
+            reward("a", type="quiz"),
+            *(reward(f"r-{i}", "1") for i in range(98)),
+            reward("z", type="quiz"),
+        )
+        async with asking(database) as service:
+            found = [page async for page in pages(service, 10, user_id="user-1", type="quiz")]
+            assert found == [["z"], [], ["a"]]
+            none = [page async for page in pages(service, 10, user_id="user-1", type="none")]
+            assert none == [[], [], []]
+            page = await service.ListRewards(pb.ListRewardsRequest(user_id="user-1", page_size=45))
+            assert len(page.rewards) == 40
+
+    run(main())
+
+
+def test_pages_hold_each_chosen_reward_once_whatever_ends_them(
+    database: Database, run: Run, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [
+        reward(
+            f"r-{i:03}",
+            "1",
+            type=chance.choice(["quiz", "spin"]),
+            currency=chance.choice(["USD", "EUR"]),
+            details='"' + "x" * chance.choice([0, 0, 300, 3000]) + '"',
+            # What it came in may be much larger than what is told of it, or smaller.
+            believed_bytes=chance.choice([b"", b"y" * 5000]) + str(i).encode(),
+        )
+        for i in range(60)
+    ]
+
+    async def main() -> None:
+        await posted(database, *made)
+        async with asking(database) as service:
+            for _ in range(12):
+                looked_at_max = chance.choice([5, 17, 59, 60, 61, 5000])
+                monkeypatch.setattr(reading, "LOOKED_AT_MAX", looked_at_max)
+                monkeypatch.setattr(answering, "PAGE_SIZE_MAX_BYTES", chance.choice([500, 9000]))
+                chosen = chance.choice([{}, {"type": "quiz"}, {"type": "spin", "currency": "EUR"}])
+                size = chance.choice([3, 20, 1000])
+                found = [page async for page in pages(service, size, user_id="user-1", **chosen)]
+                assert [name for page in found for name in page] == [
+                    told.reward_id
+                    for told in reversed(made)
+                    if chosen.items() <= told._asdict().items()
+                ], (looked_at_max, chosen, size)
+                assert max(map(len, found)) <= size
 
     run(main())
 

@@ -23,6 +23,7 @@ from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run, throw_away_postgres
+from tests.ledger.test_reading import blocks
 from tests.ledger.test_server import make_slow, process, until_asked
 from tests.rewards import reward
 from tests.serving import Refusal, connected, free_port, refusal
@@ -243,17 +244,6 @@ def test_a_place_in_large_books_is_found_by_index(database: Database, run: Run) 
                     after = found.through
 
     run(main())
-
-
-async def blocks(connection: Connection) -> int:
-    """How many blocks of the books this connection has looked at."""
-    await connection.execute("SELECT pg_stat_force_next_flush()")
-    cursor = await connection.execute(
-        "SELECT sum(heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read)"
-        " FROM pg_statio_user_tables"
-    )
-    ((count,),) = await cursor.fetchall()
-    return int(count)
 
 
 # Trouble, and the end
