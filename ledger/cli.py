@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,13 +134,22 @@ def migrate() -> None:
     typer.echo(f"{applied}; {done.currencies} currencies added")
 
 
-@app.command()
-def balance(user: str, as_json: AsJson = False) -> None:
-    """Show a user's balances in all currencies.
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="After all postings until then: 2026-11-25, 2026-11-25T09:30:00Z."
+    ),
+]
 
-    Example: ledger balance testuser1
+
+@app.command()
+def balance(user: str, as_of: AsOf = None, as_json: AsJson = False) -> None:
+    """Show a user's balances in all currencies, now or as of a time.
+
+    Example: ledger balance testuser1 --as-of 2026-11-25T00:00:00Z
     """
-    balances = ask(lambda connection: reading.list_balances(connection, user))
+    at = _time(as_of)
+    balances = ask(lambda connection: reading.list_balances(connection, user, at))
     show(
         [
             {"currency": b.currency, "balance": b.value, "postings": b.version, "last": b.posted_at}
@@ -179,13 +189,25 @@ def _line(reward: reading.RecordedReward) -> dict[str, Any]:
     }
 
 
-@app.command()
-def totals(as_json: AsJson = False) -> None:
-    """Show all debits and all credits per currency, and that they agree.
+def _time(text: str | None) -> datetime | None:
+    """The time that ``text`` says, in UTC if it names no zone."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        fail("--as-of is not a time: write 2026-11-25 or 2026-11-25T09:30:00Z.")
 
-    Example: ledger totals --json
+
+@app.command()
+def totals(as_of: AsOf = None, as_json: AsJson = False) -> None:
+    """Show all debits and all credits per currency, and that they agree, now or as of a time.
+
+    Example: ledger totals --as-of 2026-11-25T00:00:00Z --json
     """
-    found = ask(lambda connection: reading.list_currency_totals(connection, None))
+    at = _time(as_of)
+    found = ask(lambda connection: reading.list_currency_totals(connection, at))
     show([total._asdict() for total in found], as_json=as_json)
 
 

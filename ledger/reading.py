@@ -167,9 +167,9 @@ class Reader:
         self._asked(len(keys))
         return await self.ask(get_past_balances, keys)
 
-    async def balances_of(self, user_id: str) -> list[Balance]:
-        """The user's balances in every currency that it was ever credited in, by currency."""
-        return await self.ask(list_balances, user_id)
+    async def balances_of(self, user_id: str, as_of: datetime | None) -> list[Balance]:
+        """The user's balances in every currency that it was credited in until then, by currency."""
+        return await self.ask(list_balances, user_id, as_of)
 
     async def rewards(
         self, chosen: RewardFilter, before: int, limit: int, length_max: int
@@ -301,9 +301,35 @@ ORDER BY currency
 """
 
 
-async def list_balances(connection: Connection, user_id: str) -> list[Balance]:
-    """Every balance that the user was ever credited in, by currency."""
-    cursor = await connection.execute(_LIST_BALANCES, {"account": USER.account(user_id)})
+# An account's currencies only become more, so those of now hold those of then.
+_LIST_PAST_BALANCES = """
+SELECT balances.currency, past.balance_after::text, past.version, past.posted_at
+FROM balances
+CROSS JOIN LATERAL (
+    SELECT balance_after, version, posted_at
+    FROM postings
+    WHERE postings.user_id = %(user_id)s
+      AND postings.currency = balances.currency
+      AND postings.posted_at <= %(as_of)s
+    ORDER BY postings.posted_at DESC, postings.version DESC
+    LIMIT 1
+) AS past
+WHERE balances.account = %(account)s
+ORDER BY balances.currency
+"""
+
+
+async def list_balances(
+    connection: Connection, user_id: str, as_of: datetime | None
+) -> list[Balance]:
+    """Every balance that the user was credited in until then, by currency."""
+    account = USER.account(user_id)
+    if as_of is None:
+        cursor = await connection.execute(_LIST_BALANCES, {"account": account})
+    else:
+        cursor = await connection.execute(
+            _LIST_PAST_BALANCES, {"account": account, "user_id": user_id, "as_of": as_of}
+        )
     return [
         Balance(user_id, currency, plain(value), version, posted_at)
         for currency, value, version, posted_at in await cursor.fetchall()

@@ -122,8 +122,10 @@ class LedgerService:
         return pb.GetBalanceResponse(balance=_balance(balance))
 
     async def list_balances(self, request: pb.ListBalancesRequest) -> pb.ListBalancesResponse:
-        """All balances of a user, by currency."""
-        balances = await self._reader.balances_of(_identifier(request.user_id, "user_id"))
+        """All balances of a user, by currency, now or as of a time."""
+        user_id = _identifier(request.user_id, "user_id")
+        as_of = _time(request.as_of, "as_of") if request.HasField("as_of") else None
+        balances = await self._reader.balances_of(user_id, as_of)
         return pb.ListBalancesResponse(balances=map(_balance, balances))
 
     async def batch_get_balances(

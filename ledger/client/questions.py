@@ -51,12 +51,11 @@ def get_balance(
 
 
 def list_balances(
-    user_id: str, *, timeout_seconds: float | None = None
+    user_id: str, *, as_of: datetime | None = None, timeout_seconds: float | None = None
 ) -> Question[tuple[Balance, ...]]:
-    """A user's balances in all currencies, by currency."""
-    return Question(
-        "ListBalances", pb.ListBalancesRequest(user_id=user_id), _balances, timeout_seconds
-    )
+    """A user's balances in all currencies, by currency, now or as of a time."""
+    request = pb.ListBalancesRequest(user_id=user_id, as_of=_timestamp(as_of, "as_of"))
+    return Question("ListBalances", request, _balances, timeout_seconds)
 
 
 def batch_get_balances(

@@ -107,7 +107,7 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBalances(self, request, context):
-        """ListBalances gives a user's balances in all currencies, by currency.
+        """ListBalances gives a user's balances in all currencies, by currency, now or as of a time.
 
         Needs the scope balances.
         """

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, timedelta, timezone
 
 import pytest
 import typer
@@ -71,6 +72,27 @@ def test_reading_commands_answer_in_json(database: Database, run: Run) -> None:
         ("USD", "12.50", "0"),
     ]
     assert json.loads(ledger(database, "verify", "--json").stdout) == []
+
+
+def test_balances_and_totals_can_be_asked_as_of_a_time(database: Database, run: Run) -> None:
+    async def main() -> None:
+        async with database.connected() as connection:
+            await post(connection, [reward("r1", amount="12.5")])
+            await post(connection, [reward("r2", amount="1"), reward("r3", currency="POINTS")])
+
+    run(main())
+    ((at,),) = database.rows("SELECT posted_at FROM postings WHERE reward_id = 'r1'")
+    # The same moment, as people in different places write it.
+    for text in (at.isoformat(), at.astimezone(timezone(timedelta(hours=5))).isoformat()):
+        balances = json.loads(
+            ledger(database, "balance", "user-1", "--as-of", text, "--json").stdout
+        )
+        assert [(row["currency"], row["balance"]) for row in balances] == [("USD", "12.50")]
+    without_zone = at.astimezone(UTC).replace(tzinfo=None).isoformat()
+    totals = json.loads(ledger(database, "totals", "--as-of", without_zone, "--json").stdout)
+    assert [(row["currency"], row["debits"]) for row in totals] == [("USD", "12.50")]
+    refused = ledger(database, "totals", "--as-of", "yesterday")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
 
 
 def test_what_is_piped_is_one_tab_separated_line_a_row(database: Database, run: Run) -> None:

@@ -134,6 +134,9 @@ def test_all_balances_and_many_balances_come_in_order(
             nothing = Balance("user-2", "EUR", Decimal(0), 0, None)
             assert await ask("list_balances", "user-1") == (euros, points)
             assert await ask("list_balances", "user-2") == ()
+            assert await ask("list_balances", "user-1", as_of=at) == (points,)
+            just_before = at - timedelta(microseconds=1)
+            assert await ask("list_balances", "user-1", as_of=just_before) == ()
             keys = [("user-1", "POINTS"), ("user-2", "EUR"), ("user-1", "EUR")]
             assert await ask("batch_get_balances", iter(keys)) == (points, nothing, euros)
             past = await ask("batch_get_balances", keys, as_of=at)
@@ -307,6 +310,7 @@ def test_a_time_without_a_zone_is_refused_before_anything_is_asked(kind: type[An
     naive = datetime(2026, 1, 1)  # noqa: DTZ001 - it is the point
     for ask in (
         lambda: ledger.get_balance("user-1", "USD", as_of=naive),
+        lambda: ledger.list_balances("user-1", as_of=naive),
         lambda: ledger.batch_get_balances([], as_of=naive),
         lambda: ledger.list_rewards("user-1", start_time=naive),
         lambda: ledger.list_rewards("user-1", end_time=naive),

@@ -77,6 +77,12 @@ async def plan_of(connection: Connection, statement: str, parameters: dict[str, 
             5000,
         ),
         (
+            reading._LIST_PAST_BALANCES,
+            {"account": "user:user-1", "user_id": "user-1", "as_of": AT},
+            "postings_as_of",
+            5000,
+        ),
+        (
             reading._LIST_REWARDS,
             {
                 **RewardFilter("user-1", "USD")._asdict(),
@@ -297,7 +303,7 @@ def test_a_reader_does_not_wait_twice_for_a_postgres_that_is_away(
             database.url(Role.READER).replace(database.name, "missing"), Role.READER, size_max=1
         ) as pool:
             with pytest.raises(DatabaseUnavailable) as caught:
-                await Reader(pool).balances_of("user-1")
+                await Reader(pool).balances_of("user-1", None)
             assert isinstance(caught.value.__cause__, PoolTimeout)
             assert caught.value.__context__ is caught.value.__cause__
             assert pool._pool.get_stats()["requests_errors"] == 1

@@ -159,6 +159,10 @@ def test_balances_can_be_asked_as_of_a_time(database: Database, run: Run) -> Non
                 )
                 assert list(many.balances)[:1] == [one]
                 assert many.balances[1].amount.value == "0"
+                all_of_user = await service.ListBalances(
+                    pb.ListBalancesRequest(user_id="user-1", as_of=timestamp(as_of))
+                )
+                assert list(all_of_user.balances) == ([one] if version else [])
                 totals = await service.ListCurrencyTotals(
                     pb.ListCurrencyTotalsRequest(as_of=timestamp(as_of))
                 )
@@ -253,6 +257,28 @@ def test_all_balances_of_a_user_come_by_currency(database: Database, run: Run) -
     run(main())
 
 
+def test_all_balances_as_of_a_time_leave_out_what_was_credited_later(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        first = await posted_at(database, reward("a", "1", currency="USD"))
+        second = await posted_at(database, reward("b", "2", currency="EUR"))
+        third = await posted_at(database, reward("c", "4", currency="USD"))
+        await posted_at(database, reward("d", "8", user_id="user-2", currency="GBP"))
+        async with asking(database) as service:
+            for as_of, expected in (
+                (first, [("USD", "1", 1)]),
+                (second, [("EUR", "2", 1), ("USD", "1", 1)]),
+                (third, [("EUR", "2", 1), ("USD", "5", 2)]),
+            ):
+                found = await service.ListBalances(
+                    pb.ListBalancesRequest(user_id="user-1", as_of=timestamp(as_of))
+                )
+                assert values(found.balances) == [("user-1", *each) for each in expected]
+
+    run(main())
+
+
 def test_a_batch_is_answered_in_the_order_of_its_keys(database: Database, run: Run) -> None:
     async def main() -> None:
         await posted(database, reward("a", "1"), reward("b", "2", user_id="user-2"))
@@ -310,6 +336,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("ListBalances", {}, "user_id"),
     ("ListBalances", {"user_id": "\0"}, "user_id"),
+    ("ListBalances", {"user_id": "user-1", "as_of": NOT_A_TIME}, "as_of"),
     ("BatchGetBalances", {}, "keys"),
     ("BatchGetBalances", {"keys": [KEY] * 501}, "keys"),
     ("BatchGetBalances", {"keys": [KEY, pb.BalanceKey(user_id="u")]}, "keys[1].currency"),
