@@ -202,14 +202,24 @@ WHERE (derived.amount, derived.postings, derived.users)
     IS DISTINCT FROM (held.amount, held.postings, held.users)
 """
 
+# From the commits, each of which finds its few rewards by index: those that stood there when
+# commits were first counted have one each, and all the same writer.
 _PLACES = """
-SELECT reward_id, 'in 1 commit', 'in ' || count(commits.position)
+SELECT reward_id, 'in 1 commit', 'in ' || coalesce(commits, 0)
 FROM rewards
-LEFT JOIN commits
-    ON commits.written_by = rewards.written_by
-    AND rewards.number BETWEEN commits.first_number AND commits.last_number
-GROUP BY reward_id
-HAVING count(commits.position) <> 1
+LEFT JOIN (
+    SELECT found.reward_id, count(*) AS commits
+    FROM commits
+    CROSS JOIN LATERAL (
+        SELECT reward_id
+        FROM rewards
+        WHERE rewards.written_by = commits.written_by
+          AND rewards.number BETWEEN commits.first_number AND commits.last_number
+        OFFSET 0
+    ) AS found
+    GROUP BY found.reward_id
+) AS placed USING (reward_id)
+WHERE commits IS DISTINCT FROM 1
 """
 
 _OUTCOMES = """
