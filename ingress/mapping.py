@@ -176,8 +176,13 @@ def _mapping(file: dict[str, Any], currency: str | None) -> Mapping:
     if not isinstance(amount_strings, bool):
         raise _Wrong(("amount_strings",), "must be true or false")
     fields = _table(file, ("fields",), FIELDS)
+    sources = {**VENDOR, **{name: _source(name, told) for name, told in fields.items()}}
+    if _is_within(sources["code"], sources["details"]):
+        # Whichever of the two the file says; the other is the vendor's.
+        name = "code" if "code" in fields else "details"
+        raise _Wrong(("fields", name), "leads to a code in the details, which more may see than it")
     return Mapping(
-        sources={**VENDOR, **{name: _source(name, told) for name, told in fields.items()}},
+        sources=sources,
         default_currency=_general_currency(file, currency),
         default_currency_by_reward_type=_currencies(file, "reward_type"),
         default_currency_by_campaign=_currencies(file, "campaign"),
@@ -210,6 +215,15 @@ def _source(name: str, told: object) -> Source:
     except ValueError as error:
         raise _Wrong(keys, str(error)) from None
     raise _Wrong(keys, "must be a path, or { constant = … }")
+
+
+def _is_within(source: Source, other: Source) -> bool:
+    """Whether what ``source`` leads to is a part of what ``other`` leads to, or all of it."""
+    return (
+        isinstance(source, BodyPath)
+        and isinstance(other, BodyPath)
+        and source.keys[: len(other.keys)] == other.keys
+    )
 
 
 def _general_currency(file: dict[str, Any], currency: str | None) -> str:

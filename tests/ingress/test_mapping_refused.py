@@ -57,6 +57,15 @@ BAD = [
     ("[default_currency]\ngeneral = 'usd'\n", 2, "default_currency.general must be a currency"),
     ("[default_currency]\ngeneral = 'USD'\n", 2, "default_currency.general contradicts INGRESS_"),
     ("[default_currency.campaign]\nc.1 = 'USD'", 2, "default_currency.campaign.c must be a curr"),
+    # Who may see the details and not the code would see it in them.
+    ("[fields]\n\ncode = 'details.couponCode'\n", 3, "fields.code leads to a code in the details"),
+    ("[fields]\ncode = 'details'\n", 2, "fields.code leads to a code in the details"),
+    ("[fields]\ndetails = 'code'\n", 2, "fields.details leads to a code in the details"),
+    (
+        "[fields]\ndetails = 'event.won'\ntype = 'event.type'\ncode = 'event.won.it.code'\n",
+        4,
+        "fields.code leads to a code in the details",
+    ),
     # The same name stands in several tables, and in a text.
     (SAME_NAMES % ("1", "COINS", "USD"), 9, "default_currency.reward_type.x must be a currency"),
     (SAME_NAMES % ("USD", "1", "USD"), 11, "default_currency.general must be a currency's code"),
@@ -76,6 +85,21 @@ def test_a_bad_mapping_is_refused_with_its_line_and_what_is_wrong(
         mapping_of(text.replace("\n", newline), tmp_path, INGRESS_DEFAULT_CURRENCY="COINS")
     assert str(refusal.value).startswith(f"INGRESS_MAPPING line {line}: {words}")
     assert refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "code = 'detailsCode'",
+        "code = 'details2.code'",
+        "code = 'event.code'\ndetails = 'event.codes'",
+        "code = 'event'\ndetails = 'event.codes'",
+        "code = 'details.code'\ndetails = 'event'",
+        "code = { constant = 'SAME' }",
+    ],
+)
+def test_a_code_beside_the_details_is_not_refused(fields, tmp_path):
+    assert mapping_of(f"[fields]\n{fields}\n", tmp_path)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
