@@ -117,8 +117,9 @@ class Pool:
     def __init__(self, url: str, role: Role, *, size_max: int) -> None:
         self._process_id: int | None = None
         self._size_max = size_max
+        self._conninfo = conninfo(url, role)
         self._pool = AsyncConnectionPool(
-            conninfo(url, role),
+            self._conninfo,
             kwargs={"autocommit": True},
             min_size=1,
             max_size=size_max,
@@ -159,8 +160,7 @@ class Pool:
         Raises ``DatabaseUnavailable``, ``Overloaded`` or ``BrokenRule`` for what Postgres raises
         in the block, and ``WrongProcess`` where the pool was not opened.
         """
-        if os.getpid() != self._process_id:
-            raise WrongProcess
+        self._check_process()
         try:
             async with self._pool.connection() as connection:
                 yield connection
@@ -190,6 +190,24 @@ class Pool:
                 if connection is None or not connection.closed or not tries_left:
                     raise
         raise AssertionError
+
+    @asynccontextmanager
+    async def connection_besides(self) -> AsyncIterator[Connection]:
+        """Another connection besides these, for the time of the block: opened for it, and closed.
+
+        Raises what ``connection`` does.
+        """
+        self._check_process()
+        try:
+            opening = psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+            async with await opening as connection:
+                yield connection
+        except psycopg.Error as error:
+            raise translated(error) from error
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process_id:
+            raise WrongProcess
 
 
 _DATA_EXCEPTION = "22000"

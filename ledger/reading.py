@@ -5,6 +5,7 @@ Amounts come as Postgres's own exact text, formed for wires by ``ledger.money.pl
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -230,6 +231,10 @@ class Reader:
     ) -> Answer:
         """What ``question`` answers to a connection and ``arguments``; raises ``Unavailable``."""
         return await self._pool.ask(question, *arguments, **options)
+
+    def connection_besides(self) -> AbstractAsyncContextManager[Connection]:
+        """A connection that is not one of those that are shared, for one block."""
+        return self._pool.connection_besides()
 
 
 _GET_BALANCES = """

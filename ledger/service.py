@@ -14,6 +14,7 @@ from google.rpc.status_pb2 import Status as RpcStatus
 
 from ledger import page, place
 from ledger.callers import Scope, calling
+from ledger.commits import Committed, Stretch
 from ledger.errors import (
     DeadlineExceeded,
     FellBehind,
@@ -36,7 +37,7 @@ from ledger.reading import (
 from ledger.reward import IDENTIFIER_LENGTH_MAX
 from ledger.seal import Seal
 from ledger.v1 import ledger_pb2 as pb
-from ledger.watching import HEARTBEAT_SECONDS, Committed, Feed, Stretch
+from ledger.watching import HEARTBEAT_SECONDS, Feed
 
 SERVICE = pb.DESCRIPTOR.services_by_name["LedgerService"].full_name
 DOMAIN = "reward-ledger"
@@ -108,7 +109,7 @@ class LedgerService:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._feed = Feed(reader.ask)
+        self._feed = Feed(reader.ask, reader.connection_besides)
 
     async def get_balance(self, request: pb.GetBalanceRequest) -> pb.GetBalanceResponse:
         """One balance, now or as of a time; concurrent calls share a round trip."""

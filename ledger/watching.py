@@ -1,40 +1,40 @@
 """Rewards as they are committed: one reader feeds all who watch.
 
-Every database transaction that brings rewards takes its position just before its commit, and
-positions become visible in their order (``migrations/0004_watching.sql``). So there is one commit
-order, the same for everybody and for ever; along an account its versions ascend; and a place in
-it is all that a watcher needs to go on, in this process or in another.
-
-While somebody watches, a process looks for new rewards ten times a second. It is not notified:
-that would save at most a tenth of a second, and cost a connection that does nothing but listen
-and a message for every commit, where one look takes all that came.
+While somebody watches, one connection of the process's own listens: each commit that brings
+rewards tells it so (``migrations/0007_notifying.sql``), and then it looks at what is new. It listens
+before its first look, so what is committed after that look is heard of. What comes while it pauses
+after a look travels together. Should a word be lost, it looks after some seconds anyway; on a
+standby, where nobody can listen, it looks ten times a second.
 """
 
 import asyncio
-from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
+from ledger.commits import Stretch, check_place, get_end, hear, list_committed, listen
 from ledger.database import Connection
-from ledger.errors import FellBehind, InvalidArgument, Unavailable
+from ledger.errors import FellBehind, Unavailable
 from ledger.place import BEGINNING, Place
-from ledger.reading import RecordedReward, recorded_reward
 
-INTERVAL_SECONDS = 0.1
-"""How long after a look at what is new the next one follows."""
+PAUSE_SECONDS = 0.03
+"""How long after a look at what is new the next one follows at the earliest."""
+UNTOLD_SECONDS = 5.0
+"""After so long without a word of a commit it is looked anyway."""
+POLL_SECONDS = 0.1
+"""How long after a look the next one follows where nobody can listen, or after trouble."""
 PATIENCE_SECONDS = 3.0
 """How long Postgres may be away before those who have caught up are told."""
 HEARTBEAT_SECONDS = 10.0
 """After so long without a reward, watchers are told where they stand."""
-STRETCH_SIZE_MAX = 256
-STRETCH_LENGTH_MAX = 128 * 1024
-"""How many characters of text a stretch holds, unless a single reward is longer."""
 BACKLOG_MAX = 64
 """How many stretches are kept, once for all, for those who have not taken them yet."""
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
+Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
+"""Opens a connection for one block; raises ``Unavailable``, there too."""
 
 
 class Ask(Protocol):
@@ -50,34 +50,44 @@ class Ask(Protocol):
         ...
 
 
-class Committed(NamedTuple):
-    """A reward and its place."""
+async def follow(connect: Connect, place: Place) -> AsyncGenerator[Stretch, None]:
+    """What is committed beyond ``place``, as it comes, without end.
 
-    place: Place
-    reward: RecordedReward
+    A stretch is empty when nothing came for a while. Trouble that passes is waited for: else all
+    would come back at once. Raises ``Unavailable`` for what does not pass, and ``InvalidArgument``
+    for a place that the books do not have any more.
+    """
+    loop = asyncio.get_running_loop()
+    beats_at = loop.time() + HEARTBEAT_SECONDS
+    gives_up_at: float | None = None
+    while True:
+        try:
+            async with connect() as connection:
+                is_told = await listen(connection)
+                while True:
+                    stretch = await list_committed(connection, place)
+                    gives_up_at = None
+                    if stretch.rewards or loop.time() >= beats_at:
+                        place = stretch.through
+                        yield stretch
+                        beats_at = loop.time() + HEARTBEAT_SECONDS
+                    if not stretch.was_cut:
+                        await _rest(connection if is_told else None, beats_at - loop.time())
+        except Unavailable:
+            gives_up_at = gives_up_at or loop.time() + PATIENCE_SECONDS
+            if loop.time() > gives_up_at:
+                raise
+        await asyncio.sleep(POLL_SECONDS)
 
 
-class Stretch:
-    """Rewards that follow each other in commit order without a gap; perhaps none."""
-
-    def __init__(
-        self, after: Place, rewards: Sequence[Committed] = (), *, was_cut: bool = False
-    ) -> None:
-        self.after = after
-        self.rewards = rewards
-        self.was_cut = was_cut
-        """Whether more was there already."""
-        self.through = rewards[-1].place if rewards else after
-        """Where those stand who have taken it."""
-        self.made: dict[object, Any] = {}
-        """What watchers made of it, so that one makes it for all."""
-
-    def beyond(self, place: Place) -> "Stretch":
-        """What of it lies beyond ``place``."""
-        if place <= self.after:
-            return self
-        start = bisect_right(self.rewards, place, key=lambda committed: committed.place)
-        return Stretch(place, self.rewards[start:])
+async def _rest(told: Connection | None, seconds_max: float) -> None:
+    """Returns when it is time for a look: when there is a word of a commit, if anybody is told."""
+    if told is None:
+        await asyncio.sleep(POLL_SECONDS)
+        return
+    # Whatever comes meanwhile travels together: under load that is most of it.
+    await asyncio.sleep(PAUSE_SECONDS)
+    await hear(told, min(UNTOLD_SECONDS, max(0.0, seconds_max)))
 
 
 class Feed:
@@ -86,14 +96,20 @@ class Feed:
     Those who are behind read stretches of their own, one at a time, as fast as they take them.
     Those who have caught up share one reader, which goes at the pace of the quickest. What others
     have not taken yet is kept, up to a bound; then the slowest are ended, and hold up nobody.
+
+    ``ask`` asks over connections that are shared with others; ``connect`` opens the reader's own.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, connect: Connect) -> None:
         self._ask = ask
-        self._turn = asyncio.Lock()
+        self._connect = connect
+        self._beginning = asyncio.Lock()
+        self._catching_up = asyncio.Lock()
         self._watchers: set[_Watcher] = set()
         """Those who have caught up."""
         self._reading: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        """The reader before, which may still have its connection."""
         self._head = BEGINNING
         """Where the reader stands."""
         self._backlog: deque[Stretch] = deque()
@@ -127,21 +143,25 @@ class Feed:
 
     async def _begin(self, start: Place | None) -> Place:
         if start is None:
-            return await self._ask_in_turn(get_end)
-        await self._ask_in_turn(check_place, start)
+            return await self._ask_in_turn(self._beginning, get_end)
+        await self._ask_in_turn(self._beginning, check_place, start)
         return start
 
     async def _next(self, watcher: "_Watcher", place: Place) -> Stretch:
         """What follows ``place``, as soon as there is something."""
         while not (watcher in self._watchers or self._join(watcher, place)):
             head = self._head
-            stretch = await self._ask_in_turn(list_committed, place)
+            stretch = await self._ask_in_turn(self._catching_up, list_committed, place)
             if stretch.rewards:
                 return stretch
             if self._reading is None:
                 self._start(place)
-            # If the reader was further already, then past nothing that is not here.
-            place = max(place, head)
+            elif head.position == place.position:
+                # It only began behind numbers that no reward got, such as those of replays.
+                place = max(place, head)
+            elif place < head:
+                # It has found something there already: a standby answered us, which lags behind.
+                await asyncio.sleep(POLL_SECONDS)
         while watcher.taken == self._dropped + len(self._backlog):
             self._is_wanted.set()
             await self._has_grown.wait()
@@ -153,12 +173,13 @@ class Feed:
 
     async def _ask_in_turn(
         self,
+        turn: asyncio.Lock,
         question: Callable[Concatenate[Connection, Arguments], Awaitable[Answer]],
         *arguments: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """One at a time: however many want to catch up, connections are left for all others."""
-        async with self._turn:
+        """One at a time: however many begin or catch up, connections are left for all others."""
+        async with turn:
             return await self._ask(question, *arguments, **options)
 
     def _join(self, watcher: "_Watcher", place: Place) -> bool:
@@ -180,48 +201,30 @@ class Feed:
 
     def _start(self, place: Place) -> None:
         self._head = place
-        self._reading = asyncio.create_task(self._read())
+        self._reading = asyncio.create_task(self._read(self._ending))
 
     def _forget(self) -> None:
-        self._reading = None
+        self._ending, self._reading = self._reading, None
         self._head = BEGINNING
         self._dropped += len(self._backlog)
         self._backlog.clear()
 
-    async def _read(self) -> None:
+    async def _read(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            # Two readers would be two connections.
+            await asyncio.wait({before})
         try:
-            await self._read_on()
+            async with aclosing(follow(self._connect, self._head)) as stretches:
+                await self._is_wanted.wait()
+                async for stretch in stretches:
+                    self._add(stretch)
+                    await self._is_wanted.wait()
         except Exception as error:  # noqa: BLE001 - whatever it is, the watchers are told
             ended = self._watchers
             self._watchers = set()
             self._forget()
             for watcher in ended:
                 watcher.end(error)
-
-    async def _read_on(self) -> None:
-        loop = asyncio.get_running_loop()
-        beats_at = loop.time() + HEARTBEAT_SECONDS
-        while True:
-            await self._is_wanted.wait()
-            stretch = await self._look()
-            if stretch.rewards or loop.time() >= beats_at:
-                self._add(stretch)
-                beats_at = loop.time() + HEARTBEAT_SECONDS
-            if not stretch.was_cut:
-                # Whatever comes meanwhile travels together: under load that is most of it.
-                await asyncio.sleep(INTERVAL_SECONDS)
-
-    async def _look(self) -> Stretch:
-        """What is new. Trouble that passes is waited for: else all would come back at once."""
-        loop = asyncio.get_running_loop()
-        gives_up_at = loop.time() + PATIENCE_SECONDS
-        while True:
-            try:
-                return await self._ask(list_committed, self._head)
-            except Unavailable:
-                if loop.time() > gives_up_at:
-                    raise
-            await asyncio.sleep(INTERVAL_SECONDS)
 
     def _add(self, stretch: Stretch) -> None:
         self._head = stretch.through
@@ -244,73 +247,3 @@ class _Watcher:
         self.end = end
         self.taken = 0
         """How many of all stretches that there ever were it has taken or passed over."""
-
-
-_GET_END = """
-SELECT position, last_number, committed_at FROM commits ORDER BY position DESC LIMIT 1
-"""
-
-
-async def get_end(connection: Connection) -> Place:
-    """Behind everything that is committed now."""
-    row = await (await connection.execute(_GET_END)).fetchone()
-    return BEGINNING if row is None else Place._make(row)
-
-
-_HAS_PLACE = """
-SELECT FROM commits WHERE position = %(position)s AND committed_at = %(committed_at)s
-"""
-
-
-async def check_place(connection: Connection, place: Place) -> None:
-    """Raises ``InvalidArgument`` for a place that the books do not have.
-
-    A standby that took over, or a backup, may lack what was committed last. It gives the same
-    positions to other rewards, and whoever went on from such a place would never hear of them.
-    """
-    if place != BEGINNING:
-        parameters = {"position": place.position, "committed_at": place.committed_at}
-        cursor = await connection.execute(_HAS_PLACE, parameters)
-        if not cursor.rowcount:
-            raise InvalidArgument("token", "is of other books, or of what a restore undid")
-
-
-_LIST_COMMITTED = """
-SELECT
-    commits.position, rewards.number, commits.committed_at,
-    rewards.number, rewards.reward_id, rewards.user_id, rewards.campaign_id, rewards.type,
-    rewards.reward_type, rewards.reward_name, rewards.status, rewards.transaction_id,
-    rewards.reward_category, rewards.details::text, rewards.reward_expires_at,
-    rewards.recorded_at, rewards.code, postings.debit_account, postings.credit_account,
-    postings.currency, postings.amount::text, postings.version, postings.balance_after::text,
-    postings.posted_at
-FROM commits
-JOIN rewards
-    ON rewards.written_by = commits.written_by
-    AND rewards.number BETWEEN commits.first_number AND commits.last_number
-LEFT JOIN postings ON postings.reward_id = rewards.reward_id
-WHERE commits.position >= %(position)s
-  AND (commits.position, rewards.number) > (%(position)s, %(number)s)
-ORDER BY commits.position, rewards.number
-LIMIT %(limit)s
-"""
-
-
-async def list_committed(connection: Connection, after: Place) -> Stretch:
-    """What was committed beyond ``after``, as much of it as a stretch may hold.
-
-    Raises ``InvalidArgument`` for a place that the books do not have, or not any more.
-    """
-    await check_place(connection, after)
-    limit = STRETCH_SIZE_MAX
-    parameters = {"position": after.position, "number": after.number, "limit": limit}
-    cursor = await connection.execute(_LIST_COMMITTED, parameters)
-    rewards: list[Committed] = []
-    length = 0
-    for row in await cursor.fetchall():
-        reward = recorded_reward(row[3:])
-        length += sum(len(told) for told in reward if isinstance(told, str))
-        if rewards and length > STRETCH_LENGTH_MAX:
-            return Stretch(after, rewards, was_cut=True)
-        rewards.append(Committed(Place._make(row[:3]), reward))
-    return Stretch(after, rewards, was_cut=len(rewards) == limit)

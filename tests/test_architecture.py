@@ -55,10 +55,11 @@ FLOORS = [
     },
     {
         "ledger.page",
-        "ledger.watching",
+        "ledger.commits",
         "ledger.operations.migrate",
         "ledger.operations.verify",
     },
+    {"ledger.watching"},
     {"ledger.service"},
     {"ledger.observing"},
     {"ledger.calls"},

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ledger import page, place, watching
+from ledger import commits, page, place, watching
 from ledger.config import AccessSettings, ServeSettings
 from ledger.database import Connection, Role, conninfo
 from ledger.embedded import EmbeddedPostgres
@@ -53,7 +53,7 @@ def test_from_now_on_a_watcher_is_told_within_a_second_of_the_commit(
 def test_what_others_have_not_been_told_yet_is_not_told_to_who_comes_after_it(
     database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "INTERVAL_SECONDS", 1)
+    monkeypatch.setattr(watching, "PAUSE_SECONDS", 1)
 
     async def main() -> None:
         async with watching_books(database) as channel:
@@ -106,7 +106,7 @@ def test_a_reward_is_told_as_it_is_when_asked_for(database: Database, run: Run) 
 def test_behind_every_token_a_stream_goes_on_in_whichever_process(
     database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "STRETCH_SIZE_MAX", 3)
+    monkeypatch.setattr(commits, "STRETCH_SIZE_MAX", 3)
 
     async def main() -> None:
         names = [f"r-{i:02}" for i in range(20)]
@@ -187,8 +187,11 @@ ALTER TABLE {table} ENABLE TRIGGER USER
 """
 
 
-def test_books_that_were_restored_to_before_a_token_refuse_it(database: Database, run: Run) -> None:
+def test_books_that_were_restored_to_before_a_token_refuse_it(
+    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They would give its place to another reward, and the watcher would never hear of that."""
+    monkeypatch.setattr(watching, "UNTOLD_SECONDS", 0.1)
 
     async def main() -> None:
         async with watching_books(database) as channel:
@@ -549,6 +552,9 @@ def test_the_same_id_of_a_transaction_in_a_restored_cluster_is_another(
     run(main())
 
 
+AFTERWARDS = ["0004_watching", "0007_notifying"]
+
+
 def test_books_from_before_are_told_in_the_order_of_their_versions(
     postgres: EmbeddedPostgres, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,7 +564,7 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
         connection.execute(f"CREATE DATABASE {name}")
     database = Database(postgres, name)
     for path in MIGRATIONS.glob("*.sql"):
-        if path.name != "0004_watching.sql":
+        if path.stem not in AFTERWARDS:
             shutil.copy(path, tmp_path)
     monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", tmp_path)
     migrate(database.url())
@@ -575,7 +581,7 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             " ALTER TABLE rewards ENABLE TRIGGER USER"
         )
         monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", MIGRATIONS)
-        assert migrate(database.url()).migrations == ["0004_watching"]
+        assert migrate(database.url()).migrations == AFTERWARDS
         await posted(database, reward("later"))
         async with watching_books(database) as channel:
             watch = Watch(channel, from_beginning=True)
