@@ -3,20 +3,24 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from ledger import watching
-from ledger.commits import Stretch
+from ledger.commits import Stretch, get_end
 from ledger.database import Connection, Pool, Role
+from ledger.errors import DatabaseUnavailable, InvalidArgument
+from ledger.place import BEGINNING
 from ledger.reading import Reader
 from ledger.watching import Feed
 from tests.conftest import SUPERUSER, Database, Run
 from tests.rewards import reward
+from tests.standby import standby_of
 from tests.watches import SECONDS_MAX, posted
+
 
 class Watcher:
     """One who always asks for what comes next."""
@@ -77,6 +81,12 @@ class Feeding(NamedTuple):
         for watcher in watchers:
             assert await watcher.told(1) == [name]
         return watchers
+
+
+async def told(stream: AsyncGenerator[Stretch, None]) -> Stretch:
+    """The first that comes on ``stream``, which is left then."""
+    async with aclosing(stream):
+        return await anext(stream)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -193,14 +203,104 @@ def test_all_who_watch_share_one_connection_which_goes_with_the_last(
 def test_who_comes_as_the_last_one_goes_does_not_open_a_second_connection(
     database: Database, run: Run
 ) -> None:
+    opened = most = 0
+
     async def main() -> None:
         async with feeding(database) as feeding_:
+
+            @asynccontextmanager
+            async def connect() -> AsyncIterator[Connection]:
+                nonlocal opened, most
+                opened += 1
+                most = max(most, opened)
+                try:
+                    async with database.connected(Role.READER) as connection:
+                        yield connection
+                finally:
+                    # To cancel a question of Postgres takes a while.
+                    await asyncio.sleep(0.2)
+                    opened -= 1
+
+            feeding_ = feeding_._replace(feed=Feed(feeding_.feed._ask, connect))
             (watcher,) = await feeding_.watchers(1)
-            for _ in range(5):
+            for name in ("a", "b"):
                 await watcher.leave()
                 watcher = Watcher(feeding_.feed.watch(None, print))
-                await feeding_.until_listening(1)
+                await until(lambda: feeding_.feed._reading is not None)
+                await posted(database, reward(name))
+                assert await watcher.told(1) == [name]
             await watcher.leave()
-            await feeding_.until_listening(0)
+            await until(lambda: opened == 0)
 
     run(main())
+    assert most == 1
+
+
+# Books that lag
+
+
+def test_an_answer_that_is_older_than_the_reader_makes_no_gap(
+    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a standby that lags: a snapshot that was taken before."""
+    monkeypatch.setattr(watching, "BACKLOG_MAX", 1)
+
+    async def main() -> None:
+        async with feeding(database) as feeding_, database.connected(Role.READER) as old:
+            await posted(database, reward("before"))
+            feed = feeding_.feed
+            (quick,) = await feeding_.watchers(1)
+            is_old = True
+
+            async def ask(question: Any, *arguments: Any) -> Any:
+                connection = old if is_old else new
+                return await question(connection, *arguments)
+
+            await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            place = await get_end(old)
+            for name in ("a", "b", "c"):
+                await posted(database, reward(name))
+                assert await quick.told(1) == [name]
+            monkeypatch.setattr(feed, "_ask", ask)
+            async with database.connected(Role.READER) as new:
+                late = Watcher(feed.watch(place, print))
+                await asyncio.sleep(0.3)
+                is_old = False
+                assert await late.told(3) == ["a", "b", "c"]
+                await posted(database, reward("d"))
+                assert await late.told(1) == await quick.told(1) == ["d"]
+                await late.leave()
+            await quick.leave()
+
+    run(main())
+
+
+def test_a_standby_is_watched_too_and_waited_for_when_it_lags(
+    database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(standby: Database) -> None:
+        async with feeding(database) as first, feeding(standby) as second:
+            (here,) = await first.watchers(1)
+            there = Watcher(second.feed.watch(BEGINNING, print))
+            await there.told(1)
+            for name in ("a", "b"):
+                await posted(database, reward(name))
+                assert await here.told(1) == await there.told(1) == [name]
+            standby.rows("SELECT pg_wal_replay_pause()", SUPERUSER)
+            await posted(database, reward("c"))
+            async with database.connected(Role.READER) as connection:
+                place = await get_end(connection)
+            # It will have that place in a moment; those of other books, never.
+            with pytest.raises(DatabaseUnavailable):
+                await told(second.feed.watch(place, print))
+            other = place._replace(position=place.position - 1)
+            with pytest.raises(InvalidArgument):
+                await told(second.feed.watch(other, print))
+            standby.rows("SELECT pg_wal_replay_resume()", SUPERUSER)
+            assert await there.told(1) == ["c"]
+            assert not (await told(second.feed.watch(place, print))).rewards
+            await here.leave()
+            await there.leave()
+
+    with standby_of(database.postgres, monkeypatch) as standby:
+        run(main(Database(standby, database.name)))

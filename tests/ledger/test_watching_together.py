@@ -115,6 +115,23 @@ def test_those_who_are_behind_leave_connections_for_others(database: Database, r
     run(main())
 
 
+def test_who_begins_does_not_wait_behind_those_who_are_behind(database: Database, run: Run) -> None:
+    async def main() -> None:
+        await posted(database, reward("before"))
+        async with watching_books(database) as channel:
+            token = (await Watch(channel).begin()).token
+            make_slow(database, "commits", 0.5)
+            behind = [Watch(channel, from_beginning=True) for _ in range(60)]
+            await asyncio.gather(*(watch.begin() for watch in behind))
+            await until_asked(database, "commits")
+            # Half a minute, if one after the other were asked for first.
+            async with asyncio.timeout(10):
+                await Watch(channel).begin()
+                await Watch(channel, token=token).begin()
+
+    run(main())
+
+
 def large(name: str) -> Reward:
     return reward(name, "1", details='"' + "x" * 60_000 + '"')
 
