@@ -1,10 +1,10 @@
 """Rewards as they are committed: one reader feeds all who watch.
 
 While somebody watches, one connection of the process's own listens: each commit that brings
-rewards tells it so (``migrations/0007_notifying.sql``), and then it looks at what is new. It listens
-before its first look, so what is committed after that look is heard of. What comes while it pauses
-after a look travels together. Should a word be lost, it looks after some seconds anyway; on a
-standby, where nobody can listen, it looks ten times a second.
+rewards tells it so (``migrations/0007_notifying.sql``), and then it looks at what is new. It
+listens before its first look, so what is committed after that look is heard of. What comes while
+it pauses after a look travels together. Should a word be lost, it looks after some seconds anyway;
+on a standby, where nobody can listen, it looks ten times a second.
 """
 
 import asyncio

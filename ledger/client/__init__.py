@@ -6,8 +6,9 @@
         ledger.get_balance("user-1", "USD").amount
 
 Both have the same methods: ``questions`` says what each one asks and what comes back. Answers are
-``values``, whatever goes wrong is one of ``errors``, and ``connection`` knows who may be told what
-over which wire. Nothing here needs what only the service needs.
+``values``, whatever goes wrong is one of ``errors``, ``watching`` goes on where it was cut, and
+``connection`` knows who may be told what over which wire. Nothing here needs what only the service
+needs.
 """
 
 from ledger.client.clients import AsyncLedgerClient, LedgerClient
@@ -28,9 +29,11 @@ from ledger.client.errors import (
     Unreachable,
 )
 from ledger.client.values import Balance, CurrencyTotals, Posting, Reward, RewardPage
+from ledger.client.watching import AsyncRewardWatch, RewardWatch
 
 __all__ = [
     "AsyncLedgerClient",
+    "AsyncRewardWatch",
     "Balance",
     "BooksUnavailable",
     "ClientError",
@@ -46,6 +49,7 @@ __all__ = [
     "Reward",
     "RewardNotFound",
     "RewardPage",
+    "RewardWatch",
     "ServiceFault",
     "Tls",
     "Unauthenticated",

@@ -1,10 +1,12 @@
 """The two clients: one asks and waits, the other asks and awaits; ``questions`` says what."""
 
+import asyncio
 import functools
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
+from weakref import WeakSet
 
 import grpc
 import grpc.aio
@@ -13,7 +15,8 @@ from ledger.client import questions
 from ledger.client.connection import TIMEOUT_SECONDS, Tls, Token, connection
 from ledger.client.errors import error_of
 from ledger.client.questions import Question, next_page
-from ledger.client.values import Reward, RewardPage
+from ledger.client.values import Reward, RewardPage, Watched
+from ledger.client.watching import AsyncRewardWatch, Course, Over, RewardWatch
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 
 Answer = TypeVar("Answer")
@@ -69,6 +72,7 @@ class _Client:
         )
         self._opened: tuple[Any, Any] | None = None
         self._opening = threading.Lock()
+        self._courses: WeakSet[Course[Any]] = WeakSet()
 
     def _open(self) -> tuple[Any, Any]:
         """The channel, and the calls on it."""
@@ -83,6 +87,23 @@ class _Client:
         _, calls = self._open()
         method = getattr(calls, question.method)
         return method(question.request, **self._connection.call(question.timeout_seconds))
+
+    def _stream(self, question: Question[Any]) -> Any:
+        _, calls = self._open()
+        return getattr(calls, question.method)(question.request, **self._connection.stream())
+
+    def _course(self, question: Question[Watched], over: Over) -> Course[Over]:
+        """The course of a watch, which ends with this client."""
+        course = Course(question, self._stream, over)
+        with self._opening:
+            self._courses.add(course)
+        return course
+
+    def _end_courses(self) -> None:
+        with self._opening:
+            courses = tuple(self._courses)
+        for course in courses:
+            course.end()
 
 
 class LedgerClient(_Client):
@@ -107,16 +128,21 @@ class LedgerClient(_Client):
             yield from page.rewards
             asked = next_page(asked, page)
 
+    def _watch(self, question: Question[Watched]) -> RewardWatch:
+        return RewardWatch(self._course(question, threading.Event()))
+
     get_balance = _method(questions.get_balance, _ask)
     list_balances = _method(questions.list_balances, _ask)
     batch_get_balances = _method(questions.batch_get_balances, _ask)
     list_rewards = _method(questions.list_rewards, _rewards)
     list_rewards_page = _method(questions.list_rewards, _ask)
     get_reward = _method(questions.get_reward, _ask)
+    watch_rewards = _method(questions.watch_rewards, _watch)
     list_currency_totals = _method(questions.list_currency_totals, _ask)
 
     def close(self) -> None:
-        """End the connection, and with it what is still asked."""
+        """End the connection, and with it what is still asked or watched."""
+        self._end_courses()
         channel, _ = self._open()
         channel.close()
 
@@ -150,16 +176,21 @@ class AsyncLedgerClient(_Client):
                 yield reward
             asked = next_page(asked, page)
 
+    def _watch(self, question: Question[Watched]) -> AsyncRewardWatch:
+        return AsyncRewardWatch(self._course(question, asyncio.Event()))
+
     get_balance = _method(questions.get_balance, _ask)
     list_balances = _method(questions.list_balances, _ask)
     batch_get_balances = _method(questions.batch_get_balances, _ask)
     list_rewards = _method(questions.list_rewards, _rewards)
     list_rewards_page = _method(questions.list_rewards, _ask)
     get_reward = _method(questions.get_reward, _ask)
+    watch_rewards = _method(questions.watch_rewards, _watch)
     list_currency_totals = _method(questions.list_currency_totals, _ask)
 
     async def close(self) -> None:
-        """End the connection, and with it what is still asked."""
+        """End the connection, and with it what is still asked or watched."""
+        self._end_courses()
         channel, _ = self._open()
         await channel.close()
 

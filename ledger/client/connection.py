@@ -15,12 +15,16 @@ from ledger.v1 import ledger_pb2 as pb
 TIMEOUT_SECONDS = 5.0
 """How long a question may take, with all that is asked again, unless the caller says otherwise."""
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["LedgerService"].full_name
+
 SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
+            # Who watches goes on from its own token, as long as it takes.
+            {"name": [{"service": _SERVICE, "method": "WatchRewards"}]},
             {
                 # Every call of the service only reads, so any may be asked twice.
-                "name": [{"service": pb.DESCRIPTOR.services_by_name["LedgerService"].full_name}],
+                "name": [{"service": _SERVICE}],
                 "retryPolicy": {
                     "maxAttempts": 5,
                     "initialBackoff": "0.1s",
@@ -28,7 +32,7 @@ SERVICE_CONFIG = json.dumps(
                     "maxBackoff": "1s",
                     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
                 },
-            }
+            },
         ],
         # Else a service that has too much to do would get five times as much.
         "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
@@ -43,6 +47,11 @@ OPTIONS = (
     # A service that was restarted is found again within the retries, not after a second and more.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5000),
+    # A machine that went away without a word is noticed, also by who only listens. The service
+    # says something every ten seconds on a call that lasts, so it does not mind.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.primary_user_agent", DOMAIN),
 )
 
@@ -92,6 +101,10 @@ class Connection(NamedTuple):
         """
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         return {"timeout": seconds, "metadata": self._metadata()}
+
+    def stream(self) -> dict[str, Any]:
+        """What goes with a call that has no end."""
+        return {"metadata": self._metadata()}
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         if self.token is None:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ledger.client import values
-from ledger.client.values import Balance, CurrencyTotals, Reward, RewardPage
+from ledger.client.values import Balance, CurrencyTotals, Reward, RewardPage, Watched
 from ledger.v1 import ledger_pb2 as pb
 
 Answer = TypeVar("Answer")
@@ -110,6 +110,33 @@ def get_reward(reward_id: str, *, timeout_seconds: float | None = None) -> Quest
     )
 
 
+def watch_rewards(
+    *,
+    token: str | None = None,
+    from_beginning: bool = False,
+    user_id: str = "",
+    currency: str = "",
+    campaign_id: str = "",
+    type: str = "",  # noqa: A002 - as the service calls it
+) -> Question[Watched]:
+    """Rewards as they are committed, each once, without end; an empty filter keeps any.
+
+    They begin with what is committed from now on, or behind ``token``, or with the first of the
+    books. What is iterated over has a ``token`` too, to go on from another time: see
+    ``ledger.client.watching``.
+    """
+    if token is not None and from_beginning:
+        raise ValueError("from_beginning and a token say different places")
+    request = pb.WatchRewardsRequest(
+        user_id=user_id, currency=currency, campaign_id=campaign_id, type=type
+    )
+    if token is not None:
+        request.token = token
+    elif from_beginning:
+        request.from_beginning = True
+    return Question("WatchRewards", request, values.watched, None)
+
+
 def list_currency_totals(
     *, as_of: datetime | None = None, timeout_seconds: float | None = None
 ) -> Question[tuple[CurrencyTotals, ...]]:
@@ -130,6 +157,16 @@ def next_page(question: Question[RewardPage], page: RewardPage) -> Question[Rewa
     request = pb.ListRewardsRequest()
     request.CopyFrom(question.request)
     request.page_token = page.next_page_token
+    return replace(question, request=request)
+
+
+def go_on(question: Question[Watched], token: str | None) -> Question[Watched]:
+    """The question for what follows behind ``token``; ``question`` itself if there is none yet."""
+    if token is None:
+        return question
+    request = pb.WatchRewardsRequest()
+    request.CopyFrom(question.request)
+    request.token = token
     return replace(question, request=request)
 
 

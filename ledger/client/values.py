@@ -68,6 +68,14 @@ class RewardPage(NamedTuple):
     """Asks for the next page; empty on the last."""
 
 
+class Watched(NamedTuple):
+    """Rewards that were told together, in commit order; perhaps none."""
+
+    rewards: tuple[Reward, ...]
+    token: str
+    """Where to go on when they have been taken."""
+
+
 class CurrencyTotals(NamedTuple):
     """The trial balance of one currency."""
 
@@ -114,6 +122,11 @@ def reward(message: pb.Reward) -> Reward:
 def reward_page(message: pb.ListRewardsResponse) -> RewardPage:
     """The page that ``message`` tells."""
     return RewardPage(tuple(map(reward, message.rewards)), message.next_page_token)
+
+
+def watched(message: pb.WatchRewardsResponse) -> Watched:
+    """The rewards that ``message`` tells, and where to go on."""
+    return Watched(tuple(map(reward, message.rewards)), message.token)
 
 
 def currency_totals(message: pb.CurrencyTotals) -> CurrencyTotals:

@@ -91,7 +91,7 @@ async def told(stream: AsyncGenerator[Stretch, None]) -> Stretch:
 
 async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS_MAX):
-        while not is_so():
+        while not is_so():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
