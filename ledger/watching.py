@@ -28,6 +28,8 @@ PATIENCE_SECONDS = 3.0
 """How long Postgres may be away before those who have caught up are told."""
 HEARTBEAT_SECONDS = 10.0
 """After so long without a reward, watchers are told where they stand."""
+LEAVING_SECONDS_MAX = 0.3
+"""How long the last watcher waits until the connection that listened is closed."""
 BACKLOG_MAX = 64
 """How many stretches are kept, once for all, for those who have not taken them yet."""
 
@@ -139,7 +141,7 @@ class Feed:
                 place = stretch.through
                 yield stretch
         finally:
-            self._leave(watcher)
+            await self._leave(watcher)
 
     async def _begin(self, start: Place | None) -> Place:
         if start is None:
@@ -192,12 +194,15 @@ class Feed:
         self._watchers.add(watcher)
         return True
 
-    def _leave(self, watcher: "_Watcher") -> None:
-        if watcher in self._watchers:
-            self._watchers.remove(watcher)
-            if not self._watchers and self._reading is not None:
-                self._reading.cancel()
-                self._forget()
+    async def _leave(self, watcher: "_Watcher") -> None:
+        if watcher not in self._watchers:
+            return
+        self._watchers.remove(watcher)
+        if not self._watchers and (reading := self._reading) is not None:
+            reading.cancel()
+            self._forget()
+            # The process may end with its last watcher, and Postgres is to hear of it before.
+            await asyncio.wait({reading}, timeout=LEAVING_SECONDS_MAX)
 
     def _start(self, place: Place) -> None:
         self._head = place

@@ -163,10 +163,17 @@ class LedgerServiceServicer:
         without a repeat, in whichever process. The first message comes at once and only says where
         the stream begins; so do those that come while there is nothing to tell.
 
-        A stream ends with UNAVAILABLE when the service stops or the books are away, with ABORTED when
-        its caller does not take what comes, or with its connection, at the latest after ten minutes.
-        Then begin again with the last token; the status carries it too, as token in the metadata of
-        google.rpc.ErrorInfo.
+        A stream ends with UNAVAILABLE when the service stops, when the books are away, or with its
+        connection; with ABORTED when its caller does not take what comes; with RESOURCE_EXHAUSTED when
+        too many are open already. Then begin again with the last token. It ends with INVALID_ARGUMENT
+        when the request is malformed or the books were restored to before its token, with
+        UNAUTHENTICATED or PERMISSION_DENIED when its caller may not have it, or not any more, and with
+        INTERNAL for a fault of the service: to begin again will not help.
+
+        The service closes a connection when it is about ten minutes old (nine to eleven), and cuts ten
+        seconds later the streams that it still carries. A stream that the service ended carries the
+        last token in its status, too, as token in the metadata of google.rpc.ErrorInfo; one that was
+        cut, there or on the way, does not.
 
         Needs the scope watch.
         """

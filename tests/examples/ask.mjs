@@ -5,6 +5,7 @@ import protoLoader from "@grpc/proto-loader";
 const definition = protoLoader.loadSync("ledger/v1/ledger.proto", {
   includeDirs: ["proto"],
   longs: String, // versions and counts may be larger than a number can say exactly
+  arrays: true, // also those that hold nothing
 });
 const { LedgerService } = grpc.loadPackageDefinition(definition).ledger.v1;
 const client = new LedgerService("127.0.0.1:50051", grpc.credentials.createInsecure());
@@ -22,6 +23,15 @@ do {
   }
   page.pageToken = nextPageToken;
 } while (page.pageToken);
+
+let token; // where to go on, now or after a restart
+const watch = client.watchRewards({ fromBeginning: true, userId: "test-8-june-9" });
+for await (const told of watch) {
+  for (const reward of told.rewards) console.log("told of", reward.rewardId);
+  token = told.token;
+  if (told.rewards.length > 0) break; // or never: when it fails, ask again with { token }
+}
+watch.cancel();
 
 try {
   await ask("getReward", { rewardId: "no-such-reward" });

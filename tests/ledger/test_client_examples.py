@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from ledger.writing import post
 from tests.conftest import Database, Run
 from tests.rewards import reward
 from tests.serving import free_port, serving
+from tests.watches import posted
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "tests/examples"
@@ -59,6 +61,40 @@ def test_python_asks(database: Database, run: Run, name: str, printed: str) -> N
     found, complained = output(database, run, [sys.executable, "-W", "error", "-c", example])
     ((today,),) = database.rows("SELECT (recorded_at AT TIME ZONE 'UTC')::date FROM rewards")
     assert (found, complained) == (printed.replace("TODAY", str(today)), "")
+
+
+def test_python_watches_and_goes_on_where_it_was(
+    database: Database, run: Run, tmp_path: Path
+) -> None:
+    example = (EXAMPLES / "watch.py").read_text()
+
+    printed: list[str] = []
+
+    async def main() -> None:
+        port = free_port()
+        command = [sys.executable, "-c", example.replace(ADDRESS, f"127.0.0.1:{port}")]
+        async with serving(database.url("ledger_reader"), port=port):
+            for names in ("abc", "def"):
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    cwd=tmp_path,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                    stdout=subprocess.PIPE,
+                )
+                assert process.stdout is not None
+                try:
+                    for name in names:
+                        await posted(database, reward(name, "15"))
+                        while not printed or printed[-1] != f"{name} 15\n":
+                            line = await asyncio.wait_for(process.stdout.readline(), 30)
+                            printed.append(line.decode())
+                finally:
+                    process.kill()
+                    await process.wait()
+
+    run(main())
+    assert list(dict.fromkeys(printed)) == [f"{name} 15\n" for name in "abcdef"]
+    assert printed.count("a 15\n") == 1
 
 
 def buf_curl(call: str, request: dict[str, Any], *options: str) -> list[str]:
@@ -116,4 +152,7 @@ def test_node_asks(database: Database, run: Run, node_packages: Path) -> None:
     example = (EXAMPLES / "ask.mjs").read_text()
     file.write_text(example.replace(f'"{ADDRESS}"', "process.argv[2]"))
     found, complained = output(database, run, ["node", str(file), ADDRESS])
-    assert (found, complained) == (FOUND + "NOT_FOUND no reward has this reward_id\n", "")
+    assert (found, complained) == (
+        FOUND + f"told of {REWARD_ID}\nNOT_FOUND no reward has this reward_id\n",
+        "",
+    )
