@@ -67,7 +67,7 @@ FLOORS = [
     {"ledger.server"},
     {"ledger.operations"},
     {"ledger.terminal"},
-    {"ledger.cli_caller", "ledger.cli_quarantine"},
+    {"ledger.cli_caller", "ledger.cli_quarantine", "ledger.cli_reconcile"},
     {"ledger.cli"},
     {"ledger.__main__"},
     {"ledger"},
@@ -93,6 +93,7 @@ MAY_CHANGE = {
     "ledger.operations.migrate": {"currencies"},
     "ledger.quarantine": {"quarantine"},
     "ledger.tallying": {"tallies"},
+    "ledger.operations.reconciliations": {"reconciliations"},
 }
 """Which of Postgres's tables a module's statements change; all others only read."""
 
@@ -107,6 +108,10 @@ EXACT = [
     "ledger.posting",
     "ledger.writing",
     "ledger.reading",
+    "ledger.operations.rows",
+    "ledger.operations.report",
+    "ledger.operations.comparing",
+    "ledger.operations.importing",
 ]
 
 
@@ -193,6 +198,7 @@ def reached(module: str) -> set[str]:
         ("ledger.service", "ledger.writing"),
         ("ledger.server", "ledger.writing"),
         ("ledger.operations.verify", "ledger.writing"),
+        ("ledger.operations.comparing", "ledger.writing"),
         ("ledger.coalescing", "ledger.database"),
         ("ingress.payload", "ledger.database"),
         ("ingress.signature", "ledger.database"),
