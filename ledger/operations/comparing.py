@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ from ledger.operations.report import Line
 from ledger.operations.rows import Cells
 from ledger.reward import NOTHING_TO_POST
 
+COPIED_MAX = 2000
 FETCHED_MAX = 2000
 
 
@@ -91,12 +93,16 @@ async def load(connection: Connection, lines: Iterable[Line], *, with_cells: boo
     Raises what ``lines`` raises. ``with_cells`` keeps what a reward can be posted from.
     """
     await connection.execute(_TABLES)
-    cursor = connection.cursor()
-    async with cursor.copy(_COPY_LINES) as copy:
-        for line in lines:
-            await copy.write_row(_row(line, with_cells))
+    copied = 0
+    remaining = iter(lines)
+    while some := list(islice(remaining, COPIED_MAX)):
+        # One after the other: within one, libpq keeps all that Postgres is too slow to take.
+        async with connection.cursor() as cursor, cursor.copy(_COPY_LINES) as copy:
+            for line in some:
+                await copy.write_row(_row(line, with_cells))
+        copied += len(some)
     await connection.execute("ANALYZE report_lines")
-    return cursor.rowcount
+    return copied
 
 
 def _row(line: Line, with_cells: bool) -> tuple[object, ...]:  # noqa: FBT001

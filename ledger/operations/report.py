@@ -64,7 +64,7 @@ class Report:
         self.last_day: date | None = None
         """Between which days, in UTC, the lines say that their rewards were issued, if asked."""
         if rows.header is not None:
-            self.fields |= columns.find(rows.header).keys()
+            self.fields.update(columns.find(rows.header))
             self.require(REQUIRED)
 
     @property
@@ -146,8 +146,7 @@ def reader(columns: Columns) -> Callable[[int, Cells, set[str]], tuple[Line, obj
 
     def read(number: int, cells: Cells, fields: set[str]) -> tuple[Line, object]:
         found = find(tuple(cells))
-        if not found.keys() <= fields:
-            fields |= found.keys()
+        fields.update(found)
         told: Cells = {field: cells[column] for field, column in found.items()}
         get = {**columns.constants, **told}.get
         return Line(
