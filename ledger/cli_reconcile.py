@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ledger.database import Connection, Role
 from ledger.operations.columns import BadColumns, Columns, read_columns
-from ledger.operations.differences import Class
+from ledger.operations.differences import FIELDS, HEADER, Class, Difference
 from ledger.operations.reconcile import Answer, Options, Tell
 from ledger.operations.reconcile import reconcile as compare
 from ledger.operations.rows import BadReport
@@ -148,7 +148,9 @@ def _whole(answer: Answer) -> Row:
         "read_at": answer.as_of.at,
         "counts": answer.counts.by_class,
         "differing": answer.counts.differing,
-        "differences": [difference._asdict() for difference in answer.differences],
+        "differences": [
+            dict(zip(HEADER, difference, strict=True)) for difference in answer.differences
+        ],
     }
     if answer.imported is not None:
         whole["imported"] = {
@@ -162,8 +164,8 @@ def _whole(answer: Answer) -> Row:
 def _tell(answer: Answer, imports: bool) -> None:  # noqa: FBT001
     campaigns = "the report's campaigns" if answer.campaigns is None else "the given campaigns"
     typer.echo(
-        f"run {answer.run}: {answer.lines} lines, {answer.first_day} to {answer.last_day}, of"
-        f" {campaigns}; compared {', '.join(answer.compared)}"
+        f"run {answer.run}: {answer.first_day} to {answer.last_day}, {campaigns};"
+        f" compared {', '.join(answer.compared)}"
     )
     if answer.repeats is not None:
         typer.echo(
@@ -174,7 +176,7 @@ def _tell(answer: Answer, imports: bool) -> None:  # noqa: FBT001
     if answer.differences:
         shown, all_ = len(answer.differences), sum(_others(answer).values())
         typer.echo("" if shown == all_ else f"\nthe first {shown} of {all_}, --out has all:")
-        show([_line(difference._asdict()) for difference in answer.differences], as_json=False)
+        show([_line(difference) for difference in answer.differences], as_json=False)
     if answer.imported is not None:
         told = ", ".join(f"{name.value} {n}" for name, n in answer.imported.counts.items() if n)
         typer.echo(f"\nimported: {told or 'nothing'}; not imported: {answer.not_imported}")
@@ -195,8 +197,10 @@ def _others(answer: Answer) -> dict[Class, int]:
 
 
 def _counts(answer: Answer) -> list[Row]:
-    rows: list[Row] = []
+    rows: list[Row] = [{"class": "lines", "count": answer.lines}]
     for name, number in answer.counts.by_class.items():
+        if not number and name is not Class.MATCHED:
+            continue
         rows.append({"class": name.value, "count": number})
         if name is Class.DIFFERS:
             rows += [
@@ -207,20 +211,22 @@ def _counts(answer: Answer) -> list[Row]:
     return rows
 
 
-def _line(difference: Row) -> Row:
+def _line(difference: Difference) -> Row:
     """A difference as a row that a terminal has room for."""
+    told = difference._asdict()
 
     def both(name: str) -> str:
-        sides = difference[f"reported_{name}"], difference[f"booked_{name}"]
+        sides = told[f"reported_{name}"], told[f"booked_{name}"]
         if sides[0] == sides[1] or None in sides:
             return str(sides[0] or sides[1] or "")
         return f"{sides[0] or 'nothing'} ≠ {sides[1] or 'nothing'}"
 
+    at = difference.recorded_at
     return {
-        "class": difference["found"].value,
-        "line": difference["line"],
-        "reward": difference["reward_id"],
-        "differing": difference["differing"],
-        **{name: both(name) for name in ("amount", "currency", "user", "campaign")},
-        "recorded": difference["recorded_at"],
+        "class": difference.found.value,
+        "line": difference.line,
+        "reward": difference.reward_id,
+        "differing": difference.differing,
+        **{name: both(name) for name in FIELDS},
+        "recorded": at and f"{at:%Y-%m-%d %H:%M:%S}",
     }
