@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from ledger import cli_caller, cli_quarantine, cli_reconcile, page, reading
+from ledger import cli_caller, cli_export, cli_quarantine, cli_reconcile, page, reading
 from ledger.config import InvalidSetting, read_serve_settings, read_settings
 from ledger.database import Connection
 from ledger.embedded import EmbeddedPostgresError
@@ -41,6 +41,7 @@ app.add_typer(mappings, name="mapping")
 app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_caller.app, name="caller")
 app.command()(cli_reconcile.reconcile)
+cli_export.add_to(app)
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ FLOORS = [
     {"ledger.server"},
     {"ledger.operations"},
     {"ledger.terminal"},
-    {"ledger.cli_caller", "ledger.cli_quarantine", "ledger.cli_reconcile"},
+    {"ledger.cli_caller", "ledger.cli_export", "ledger.cli_quarantine", "ledger.cli_reconcile"},
     {"ledger.cli"},
     {"ledger.__main__"},
     {"ledger"},
@@ -112,6 +112,11 @@ EXACT = [
     "ledger.operations.report",
     "ledger.operations.comparing",
     "ledger.operations.importing",
+    "ledger.operations.cut",
+    "ledger.operations.export",
+    "ledger.operations.journal",
+    "ledger.operations.second_opinion",
+    "ledger.operations.sheets",
 ]
 
 
@@ -199,6 +204,8 @@ def reached(module: str) -> set[str]:
         ("ledger.server", "ledger.writing"),
         ("ledger.operations.verify", "ledger.writing"),
         ("ledger.operations.comparing", "ledger.writing"),
+        ("ledger.operations.export", "ledger.writing"),
+        ("ledger.operations.second_opinion", "ledger.writing"),
         ("ledger.coalescing", "ledger.database"),
         ("ingress.payload", "ledger.database"),
         ("ingress.signature", "ledger.database"),
