@@ -63,7 +63,8 @@ class Csv:
     def write(self, rows: Sequence[Row]) -> None:
         """Add ``rows``."""
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        # Python's csv quotes a return or a line feed only where its own line ends hold them.
+        csv.writer(text, lineterminator="\r\n").writerows(rows)
         self._file.write(text.getvalue().encode())
 
     def close(self) -> None:
