@@ -28,4 +28,7 @@ USER = Kind("user:", Side.CREDIT)
 CAMPAIGN = Kind("campaign:", Side.DEBIT)
 """An expense, a house account: what the campaign's rewards cost."""
 
-KINDS = (USER, CAMPAIGN)
+ADJUSTMENT = Kind("adjustment:", Side.DEBIT)
+"""An expense, a house account: what was granted to users, or taken from them, by hand."""
+
+KINDS = (USER, CAMPAIGN, ADJUSTMENT)

@@ -28,6 +28,7 @@ class Role(StrEnum):
 
     WRITER = "ledger_writer"
     READER = "ledger_reader"
+    CORRECTOR = "ledger_corrector"
 
 
 class WrongProcess(RuntimeError):
@@ -45,6 +46,7 @@ _PLANS = {
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
     },
+    Role.CORRECTOR: {"enable_seqscan": "off"},
 }
 """How the services' few statements are planned: once, for every batch size and every table size.
 

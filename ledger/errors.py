@@ -9,6 +9,11 @@
     │   ├── UnknownCurrency      nobody registered it
     │   ├── IdempotencyConflict  the same key, another fingerprint
     │   ├── RewardNotFound       no such reward
+    │   ├── NothingToReverse     the reward posted nothing, or all of it was taken back
+    │   ├── TooMuchToReverse     more than is left of it; carries what is left
+    │   ├── BalanceTooLow        the user's balance would go below zero; carries it
+    │   ├── ProposalNotFound     no such proposal, or it was decided
+    │   ├── SamePerson           who proposed it may not approve it
     │   ├── Unauthenticated      nobody knows who asks
     │   ├── PermissionDenied     who asks is known, and may not; carries the scope
     │   └── BrokenRule           a rule of the database refused the rows
@@ -64,6 +69,34 @@ class IdempotencyConflict(Refused):
 
 class RewardNotFound(Refused):
     """No reward has this rewardId."""
+
+
+class NothingToReverse(Refused):
+    """The reward posted nothing, or all that it credited was taken back before."""
+
+
+class TooMuchToReverse(Refused):
+    """More than is left of what the reward credited: ``left``, a decimal string."""
+
+    def __init__(self, left: str) -> None:
+        super().__init__(left)
+        self.left = left
+
+
+class BalanceTooLow(Refused):
+    """The user's balance would go below zero, to ``balance``, a decimal string."""
+
+    def __init__(self, balance: str) -> None:
+        super().__init__(balance)
+        self.balance = balance
+
+
+class ProposalNotFound(Refused):
+    """No proposal has this key, or it was decided before."""
+
+
+class SamePerson(Refused):
+    """Who proposed an adjustment may not be the one who approves it."""
 
 
 class Unauthenticated(Refused):

@@ -454,7 +454,13 @@ def recorded_reward(row: tuple[Any, ...]) -> RecordedReward:
 _LIST_CURRENCY_TOTALS = """
 SELECT
     currency, sum(debits)::text, sum(credits)::text, (sum(debits) - sum(credits))::text,
-    coalesce(sum(version) FILTER (WHERE starts_with(account, 'user:')), 0)::bigint,
+    (
+        coalesce(sum(version) FILTER (WHERE starts_with(account, 'user:')), 0)
+        - coalesce((
+            SELECT sum(corrections) FROM period_totals
+            WHERE period = 'day' AND period_totals.currency = balances.currency
+        ), 0)
+    )::bigint,
     count(*) FILTER (WHERE starts_with(account, 'user:'))
 FROM balances
 GROUP BY currency
@@ -464,19 +470,19 @@ ORDER BY currency
 # Each posting is a debit and a credit of its amount, so their difference is zero as it is made.
 _LIST_PAST_CURRENCY_TOTALS = """
 SELECT
-    currency, sum(amount)::text, sum(amount)::text, '0', sum(postings)::bigint, sum(users)::bigint
+    currency, sum(amount)::text, sum(amount)::text, '0', sum(rewards)::bigint, sum(users)::bigint
 FROM (
-    SELECT currency, amount, postings, users
+    SELECT currency, amount, postings - corrections AS rewards, users
     FROM period_totals
     WHERE period = 'day' AND starts_at < date_trunc('day', %(as_of)s::timestamptz, 'UTC')
     UNION ALL
-    SELECT currency, amount, postings, users
+    SELECT currency, amount, postings - corrections, users
     FROM period_totals
     WHERE period = 'minute'
       AND starts_at >= date_trunc('day', %(as_of)s::timestamptz, 'UTC')
       AND starts_at < date_trunc('minute', %(as_of)s::timestamptz, 'UTC')
     UNION ALL
-    SELECT currency, amount, 1, CASE WHEN version = 1 THEN 1 ELSE 0 END
+    SELECT currency, amount, num_nonnulls(reward_id), CASE WHEN version = 1 THEN 1 ELSE 0 END
     FROM postings
     WHERE posted_at >= date_trunc('minute', %(as_of)s::timestamptz, 'UTC')
       AND posted_at <= %(as_of)s

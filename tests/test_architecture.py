@@ -33,6 +33,7 @@ FLOORS = [
     {
         "ledger.client",
         "ledger.reward",
+        "ledger.correction",
         "ledger.coalescing",
         "ledger.database",
         "ledger.embedded",
@@ -48,6 +49,7 @@ FLOORS = [
         "ledger.access",
         "ledger.metrics",
         "ledger.writing",
+        "ledger.correcting",
         "ledger.reading",
         "ledger.quarantine",
         "ledger.sharing",
@@ -73,7 +75,10 @@ FLOORS = [
     {"ledger"},
     {"ingress"},
 ]
-NOUNS = [f"ledger.{noun}" for noun in ("money", "account", "posting", "reward", "errors", "seal")]
+NOUNS = [
+    f"ledger.{noun}"
+    for noun in ("money", "account", "posting", "reward", "correction", "errors", "seal")
+]
 HARMLESS = {
     "base64",
     "collections",
@@ -90,6 +95,7 @@ HARMLESS = {
 
 MAY_CHANGE = {
     "ledger.writing": {"rewards", "postings", "balances", "period_totals"},
+    "ledger.correcting": {"corrections", "proposals", "postings", "balances", "period_totals"},
     "ledger.operations.migrate": {"currencies"},
     "ledger.quarantine": {"quarantine"},
     "ledger.tallying": {"tallies"},
@@ -106,7 +112,9 @@ EXACT = [
     "ledger.money",
     "ledger.reward",
     "ledger.posting",
+    "ledger.correction",
     "ledger.writing",
+    "ledger.correcting",
     "ledger.reading",
     "ledger.operations.rows",
     "ledger.operations.report",

@@ -138,8 +138,89 @@ WHERE (
 AND (rewards.currency IS NOT NULL OR postings.reward_id IS NOT NULL)
 """
 
+_CORRECTED_AS_RECORDED = """
+SELECT
+    coalesce(corrections.correction_key, postings.correction_key),
+    concat_ws(
+        ' ', corrections.user_id, corrections.debit_account, corrections.credit_account,
+        corrections.currency, trim_scale(corrections.amount)
+    ),
+    concat_ws(
+        ' ', postings.user_id, postings.debit_account, postings.credit_account,
+        postings.currency, trim_scale(postings.amount)
+    )
+FROM corrections
+FULL JOIN (
+    SELECT correction_key, user_id, debit_account, credit_account, currency, amount
+    FROM postings WHERE correction_key IS NOT NULL
+) AS postings ON postings.correction_key = corrections.correction_key
+WHERE (
+    corrections.user_id, corrections.debit_account, corrections.credit_account,
+    corrections.currency, corrections.amount
+) IS DISTINCT FROM (
+    postings.user_id, postings.debit_account, postings.credit_account,
+    postings.currency, postings.amount
+)
+"""
+
+_REVERSED = """
+SELECT
+    reversed.reward_id,
+    concat_ws(
+        ' ', 'at most', trim_scale(postings.amount), postings.currency,
+        'from', credit_account, 'to', debit_account
+    ),
+    concat_ws(
+        ' ', trim_scale(reversed.amount), reversed.currency, 'from', debits, 'to', credits
+    )
+FROM (
+    SELECT reward_id, currency, sum(amount) AS amount,
+           min(debit_account) AS debits, min(credit_account) AS credits,
+           count(DISTINCT (debit_account, credit_account)) AS ways
+    FROM corrections
+    WHERE kind = 'reversal'
+    GROUP BY reward_id, currency
+) AS reversed
+LEFT JOIN postings ON postings.reward_id = reversed.reward_id
+WHERE ways <> 1
+    OR (reversed.currency, debits, credits)
+        IS DISTINCT FROM (postings.currency, credit_account, debit_account)
+    OR reversed.amount > postings.amount
+"""
+
+_APPROVED = """
+SELECT
+    corrections.correction_key,
+    concat_ws(
+        ' ', trim_scale(proposals.amount), proposals.currency, proposals.debit_account,
+        proposals.credit_account, proposals.reason, proposed_by, decided_by, state
+    ),
+    concat_ws(
+        ' ', trim_scale(corrections.amount), corrections.currency, corrections.debit_account,
+        corrections.credit_account, corrections.reason, actor, approver, 'approved'
+    )
+FROM (
+    SELECT correction_key, currency, debit_account, credit_account, amount, reason, actor, approver
+    FROM corrections WHERE kind = 'adjustment'
+) AS corrections
+FULL JOIN (
+    SELECT proposal_key, currency, debit_account, credit_account, amount, reason, proposed_by,
+           decided_by, state
+    FROM proposals WHERE state = 'approved'
+) AS proposals ON proposals.proposal_key = corrections.correction_key
+WHERE (
+    corrections.currency, corrections.debit_account, corrections.credit_account,
+    corrections.amount, corrections.reason, actor, approver
+) IS DISTINCT FROM (
+    proposals.currency, proposals.debit_account, proposals.credit_account,
+    proposals.amount, proposals.reason, proposed_by, decided_by
+)
+"""
+
 _SCALES = """
-SELECT postings.reward_id, currencies.scale || ' decimals', postings.amount::text
+SELECT
+    coalesce(postings.reward_id, postings.correction_key),
+    currencies.scale || ' decimals', postings.amount::text
 FROM postings
 LEFT JOIN currencies ON currencies.code = postings.currency
 WHERE scale(postings.amount) IS DISTINCT FROM currencies.scale
@@ -186,20 +267,20 @@ SELECT
         ' ', coalesce(derived.currency, held.currency), coalesce(derived.period, held.period),
         coalesce(derived.starts_at, held.starts_at)
     ),
-    derived.amount || ' in ' || derived.postings || ' of ' || derived.users,
-    held.amount || ' in ' || held.postings || ' of ' || held.users
+    concat_ws(' ', derived.amount, derived.postings, derived.users, derived.corrections),
+    concat_ws(' ', held.amount, held.postings, held.users, held.corrections)
 FROM (
     SELECT currency, period, date_trunc(period, posted_at, 'UTC') AS starts_at,
            sum(amount) AS amount, count(*) AS postings,
-           count(*) FILTER (WHERE version = 1) AS users
+           count(*) FILTER (WHERE version = 1) AS users, count(correction_key) AS corrections
     FROM postings CROSS JOIN (VALUES ('day'), ('minute')) AS periods (period)
     GROUP BY currency, period, date_trunc(period, posted_at, 'UTC')
 ) AS derived
 FULL JOIN period_totals AS held
     ON held.currency = derived.currency AND held.period = derived.period
     AND held.starts_at = derived.starts_at
-WHERE (derived.amount, derived.postings, derived.users)
-    IS DISTINCT FROM (held.amount, held.postings, held.users)
+WHERE (derived.amount, derived.postings, derived.users, derived.corrections)
+    IS DISTINCT FROM (held.amount, held.postings, held.users, held.corrections)
 """
 
 # From the commits, each of which finds its few rewards by index: those that stood there when
@@ -237,7 +318,7 @@ _COUNTED = """
 SELECT subject, 'at least ' || counted, found::text
 FROM (
     SELECT 'postings' AS subject, (SELECT sum(credited + drained_credited) FROM tallies) AS counted,
-           (SELECT count(*) FROM postings) AS found
+           (SELECT count(reward_id) FROM postings) AS found
     UNION ALL
     SELECT 'rewards without a posting', (SELECT sum(recorded + drained_recorded) FROM tallies),
            (SELECT count(*) FROM rewards WHERE currency IS NULL)
@@ -255,6 +336,9 @@ _RULES = {
     "each balance after is the one before and its posting": _RUNNING_BALANCES,
     "time does not run backwards along versions": _TIMES,
     "what was told is what was posted": _BOOKED_AS_TOLD,
+    "a correction is posted as it was recorded": _CORRECTED_AS_RECORDED,
+    "a reversal takes back what its reward posted": _REVERSED,
+    "an adjustment is what two persons agreed on": _APPROVED,
     "an amount has the decimals of its currency": _SCALES,
     "the fingerprint is of what was told": _FINGERPRINTS,
     "the digest is of the believed bytes": _DIGESTS,
