@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from ledger import cli_caller, cli_export, cli_quarantine, cli_reconcile, page, reading
+from ledger import cli_caller, cli_correct, cli_export, cli_quarantine, cli_reconcile, page, reading
 from ledger.config import InvalidSetting, read_serve_settings, read_settings
+from ledger.correcting import list_reversed
 from ledger.database import Connection
 from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
@@ -42,6 +43,9 @@ app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_caller.app, name="caller")
 app.command()(cli_reconcile.reconcile)
 cli_export.add_to(app)
+app.command("reverse")(cli_correct.reverse_)
+app.command()(cli_correct.corrections)
+app.add_typer(cli_correct.adjustments, name="adjust")
 
 
 def main() -> None:
@@ -172,11 +176,17 @@ def history(
     Example: ledger history testuser1 --limit 10
     """
     chosen = reading.RewardFilter(user)
-    found = ask(lambda connection: reading.list_rewards(connection, chosen, page.FIRST, limit))
-    show([_line(reward) for reward in found.rewards], as_json=as_json)
+
+    async def look(connection: Connection) -> tuple[list[reading.RecordedReward], dict[str, str]]:
+        found = await reading.list_rewards(connection, chosen, page.FIRST, limit)
+        reward_ids = [reward.reward_id for reward in found.rewards]
+        return found.rewards, await list_reversed(connection, reward_ids)
+
+    rewards, taken_back = ask(look)
+    show([_line(reward, taken_back.get(reward.reward_id)) for reward in rewards], as_json=as_json)
 
 
-def _line(reward: reading.RecordedReward) -> dict[str, Any]:
+def _line(reward: reading.RecordedReward, taken_back: str | None) -> dict[str, Any]:
     booked = reward.posting
     return {
         "recorded": reward.recorded_at,
@@ -188,6 +198,7 @@ def _line(reward: reading.RecordedReward) -> dict[str, Any]:
         "currency": booked.currency if booked else None,
         "version": booked.version if booked else None,
         "balance after": booked.balance_after if booked else None,
+        "reversed": taken_back,
     }
 
 

@@ -6,6 +6,7 @@ who asks again with the same key and facts gets what stands there. Locks are tak
 totals. Everything here needs a connection of the corrector's role, in autocommit mode.
 """
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -338,6 +339,40 @@ async def get_correction(connection: Connection, key: str) -> Corrected | None:
     """The correction that stands in the books under ``key``; a role that may read is enough."""
     row = await (await connection.execute(_GET_CORRECTION, {"key": key})).fetchone()
     return None if row is None else corrected(row)
+
+
+_LIST_CORRECTIONS = """
+SELECT
+    corrections.correction_key, kind, corrections.reward_id, corrections.user_id,
+    postings.debit_account, postings.credit_account, postings.currency, postings.amount::text,
+    reason, actor, approver, version, balance_after::text, posted_at
+FROM corrections
+JOIN postings ON postings.correction_key = corrections.correction_key
+WHERE corrections.user_id = %(user_id)s
+ORDER BY corrections.number DESC
+LIMIT %(limit)s
+"""
+
+
+async def list_corrections(connection: Connection, user_id: str, limit: int) -> list[Corrected]:
+    """At most ``limit`` corrections of a user, newest first; a role that may read is enough."""
+    parameters = {"user_id": user_id, "limit": limit}
+    cursor = await connection.execute(_LIST_CORRECTIONS, parameters)
+    return [corrected(row) for row in await cursor.fetchall()]
+
+
+_LIST_REVERSED = """
+SELECT reward_id, sum(amount)::text
+FROM corrections
+WHERE reward_id = ANY(%(reward_ids)s)
+GROUP BY reward_id
+"""
+
+
+async def list_reversed(connection: Connection, reward_ids: Sequence[str]) -> dict[str, str]:
+    """How much was taken back of each of these rewards of which anything was, by rewardId."""
+    cursor = await connection.execute(_LIST_REVERSED, {"reward_ids": list(reward_ids)})
+    return {reward_id: plain(amount) for reward_id, amount in await cursor.fetchall()}
 
 
 def corrected(row: tuple[object, ...]) -> Corrected:

@@ -14,7 +14,7 @@ from ledger.writing import post
 from tests.conftest import OWNER, SUPERUSER, Database
 from tests.rewards import reward
 
-WRITER, READER = "ledger_writer", "ledger_reader"
+WRITER, READER, CORRECTOR = "ledger_writer", "ledger_reader", "ledger_corrector"
 
 APPEND_ONLY = ("23001", "books_are_append_only")
 NOT_ALLOWED = "42501"
@@ -56,6 +56,28 @@ ROWS = {
         "amount": "3",
         "postings": "2",
         "users": "1",
+    },
+    "corrections": {
+        "correction_key": "'key-1'",
+        "kind": "'reversal'",
+        "reward_id": "'reward-1'",
+        "user_id": "'user-1'",
+        "currency": "'USD'",
+        "debit_account": "'user:user-1'",
+        "credit_account": "'campaign:campaign-1'",
+        "amount": "1",
+        "reason": "'a mistake'",
+        "actor": "'ann'",
+    },
+    "proposals": {
+        "proposal_key": "'key-2'",
+        "user_id": "'user-1'",
+        "currency": "'USD'",
+        "debit_account": "'adjustment:goodwill'",
+        "credit_account": "'user:user-1'",
+        "amount": "1",
+        "reason": "'an apology'",
+        "proposed_by": "'ann'",
     },
     "sealing_keys": {"key": "sha256('')", "is_only": "true"},
     "commits": {
@@ -215,6 +237,136 @@ ROW_REFUSALS = [
     ),
 ]
 
+_ADJUSTMENT = {
+    "kind": "'adjustment'",
+    "reward_id": "NULL",
+    "debit_account": "'adjustment:goodwill'",
+    "credit_account": "'user:user-1'",
+    "reason": "'an apology'",
+}
+_APPROVED = f"""{insert("proposals", proposal_key="'key-1'")};
+    UPDATE proposals SET state = 'approved', decided_by = 'bob', decided_at = now()
+    WHERE proposal_key = 'key-1'; """
+
+CORRECTORS_REFUSALS = [
+    Refusal(
+        f"{insert('corrections')}; {insert('corrections')}", UNIQUE, "correction_is_recorded_once"
+    ),
+    Refusal(insert("corrections", correction_key="''"), CHECK, "correction_key_is_not_empty"),
+    Refusal(
+        insert("corrections", kind="'gift'", reward_id="NULL"), CHECK, "correction_kind_is_known"
+    ),
+    Refusal(
+        _APPROVED
+        + insert("corrections", **{**_ADJUSTMENT, "reward_id": "'reward-1'"}, approver="'bob'"),
+        CHECK,
+        "correction_has_a_reward_to_reverse_or_none",
+    ),
+    *(
+        Refusal(insert("corrections", amount=amount), CHECK, "correction_amount_is_positive")
+        for amount in ("0", "-1")
+    ),
+    *(
+        Refusal(insert("corrections", **{name: "''"}), CHECK, "correction_has_a_reason")
+        for name in ("reason", "actor")
+    ),
+    Refusal(
+        insert("corrections", approver="'bob'"),
+        CHECK,
+        "adjustment_is_approved_by_another_person",
+    ),
+    *(
+        Refusal(insert("corrections", **told), CHECK, "reversal_is_the_opposite_posting")
+        for told in (
+            {"reward_id": "'unknown'"},
+            {"credit_account": "'campaign:other'"},
+            {"currency": "'EUR'"},
+            {"user_id": "'user-2'", "debit_account": "'user:user-2'"},
+            {"debit_account": "'campaign:campaign-1'", "credit_account": "'user:user-1'"},
+        )
+    ),
+    *(
+        Refusal(statement, CHECK, "reversals_do_not_exceed_their_reward")
+        for statement in (
+            insert("corrections", amount="400.01"),
+            insert("corrections", amount="'NaN'"),
+            "; ".join(
+                insert("corrections", correction_key=key, amount=amount)
+                for key, amount in (("'key-1'", "300"), ("'key-9'", "101"))
+            ),
+        )
+    ),
+    *(
+        Refusal(
+            _APPROVED + insert("corrections", **_ADJUSTMENT | told),
+            CHECK,
+            "adjustment_is_as_it_was_approved",
+        )
+        for told in (
+            {"approver": "'cleo'"},
+            {"approver": "'bob'", "amount": "2"},
+            {"approver": "'bob'", "correction_key": "'key-9'"},
+        )
+    ),
+    Refusal(f"{insert('proposals')}; {insert('proposals')}", UNIQUE, "proposal_is_made_once"),
+    Refusal(insert("proposals", currency="'NOPE'"), FOREIGN, "proposal_currency_is_registered"),
+    Refusal(insert("proposals", proposal_key="''"), CHECK, "proposal_key_is_not_empty"),
+    *(
+        Refusal(insert("proposals", amount=amount), CHECK, "proposal_amount_is_positive")
+        for amount in ("0", "-1", "'NaN'", "'Infinity'")
+    ),
+    *(
+        Refusal(insert("proposals", **told), CHECK, "proposal_is_between_a_user_and_the_house")
+        for told in (
+            {"debit_account": "'campaign:campaign-1'"},
+            {"user_id": "'user-2'"},
+        )
+    ),
+    *(
+        Refusal(insert("proposals", **{name: "''"}), CHECK, "proposal_has_a_reason")
+        for name in ("reason", "proposed_by")
+    ),
+    Refusal(
+        insert("proposals", state="'lost'", decided_by="'bob'", decided_at="now()"),
+        CHECK,
+        "proposal_state_is_known",
+    ),
+    *(
+        Refusal(insert("proposals", **told), CHECK, "proposal_is_decided_by_somebody")
+        for told in (
+            {"state": "'approved'"},
+            {"decided_by": "'bob'"},
+            {"state": "'rejected'", "decided_by": "'bob'"},
+        )
+    ),
+    Refusal(
+        insert("proposals", state="'approved'", decided_by="'ann'", decided_at="now()"),
+        CHECK,
+        "proposal_is_approved_by_another_person",
+    ),
+    Refusal(
+        _APPROVED + "UPDATE proposals SET state = 'open', decided_by = NULL, decided_at = NULL",
+        "23001",
+        "proposal_is_decided_once",
+    ),
+    Refusal(insert("postings", correction_key="'key-1'"), CHECK, "posting_has_one_source"),
+    Refusal(insert("postings", reward_id="NULL"), CHECK, "posting_has_one_source"),
+    Refusal(
+        insert("postings", reward_id="NULL", correction_key="'key-1'")
+        + "; "
+        + insert("postings", reward_id="NULL", correction_key="'key-1'", version="3"),
+        UNIQUE,
+        "posting_correction_is_posted_once",
+    ),
+    *(
+        Refusal(
+            insert("period_totals", corrections=count), CHECK, "period_corrections_are_postings"
+        )
+        for count in ("-1", "3")
+    ),
+]
+"""What is broken by raw SQL as the role that corrects, and as the owner."""
+
 OWNERS_REFUSALS = [
     Refusal(insert("sealing_keys"), UNIQUE, "sealing_key_is_the_only_one"),
     Refusal(insert("sealing_keys", is_only="false"), CHECK, "sealing_key_is_the_only_row"),
@@ -244,6 +396,11 @@ CHANGES = [
     "DELETE FROM currencies",
     "DELETE FROM currencies WHERE code = 'XOF'",
     "TRUNCATE currencies CASCADE",
+    "UPDATE corrections SET reason = 'another'",
+    "DELETE FROM corrections",
+    "TRUNCATE corrections",
+    "DELETE FROM proposals",
+    "TRUNCATE proposals",
     "MERGE INTO postings USING rewards ON true WHEN MATCHED THEN DELETE",
 ]
 """What nobody may do to the books."""
@@ -326,9 +483,29 @@ def test_a_row_that_breaks_a_rule_is_refused(books: Database, role: str, broken:
     assert refusal(books, role, broken.statement) == (broken.sqlstate, broken.constraint)
 
 
+@pytest.mark.parametrize("role", [CORRECTOR, OWNER])
+@pytest.mark.parametrize("broken", CORRECTORS_REFUSALS)
+def test_a_correction_that_breaks_a_rule_is_refused(
+    books: Database, role: str, broken: Refusal
+) -> None:
+    assert refusal(books, role, broken.statement) == (broken.sqlstate, broken.constraint)
+
+
 @pytest.mark.parametrize("broken", [*CURRENCY_REFUSALS, *OWNERS_REFUSALS])
 def test_an_owners_row_that_breaks_a_rule_is_refused(books: Database, broken: Refusal) -> None:
     assert refusal(books, OWNER, broken.statement) == (broken.sqlstate, broken.constraint)
+
+
+MISSED_OTHERWISE = {
+    ("rewards", "reward_amount"),
+    ("rewards", "currency"),
+    ("postings", "reward_id"),
+    *(
+        ("corrections", column)
+        for column in ("reward_id", "user_id", "currency", "debit_account", "credit_account")
+    ),
+}
+"""What another rule misses first, or may miss."""
 
 
 @pytest.mark.parametrize(
@@ -337,7 +514,7 @@ def test_an_owners_row_that_breaks_a_rule_is_refused(books: Database, broken: Re
         (table, column)
         for table, row in ROWS.items()
         for column in row
-        if (table, column) not in {("rewards", "reward_amount"), ("rewards", "currency")}
+        if (table, column) not in MISSED_OTHERWISE
     ],
 )
 def test_a_row_says_everything_that_is_needed(books: Database, table: str, column: str) -> None:
@@ -348,16 +525,23 @@ def test_a_row_says_everything_that_is_needed(books: Database, table: str, colum
 def test_every_rule_of_the_database_is_broken_here() -> None:
     """A rule that is taken away fails above; one that is added must be broken above."""
     broken = {
-        refusal.constraint for refusal in (*CURRENCY_REFUSALS, *ROW_REFUSALS, *OWNERS_REFUSALS)
-    }
+        refusal.constraint
+        for refusal in (
+            *CURRENCY_REFUSALS, *ROW_REFUSALS, *CORRECTORS_REFUSALS, *OWNERS_REFUSALS
+        )
+    }  # fmt: skip
     names = (
         "0001_books.sql",
         "0004_watching.sql",
         "0005_sealing_key.sql",
         "0006_period_totals.sql",
+        "0008_corrections.sql",
     )
     text = "".join((MIGRATIONS / name).read_text() for name in names)
-    assert broken == set(re.findall(r"CONSTRAINT (\w+)\s+(?:CHECK|UNIQUE|PRIMARY|FOREIGN)", text))
+    rules = set(re.findall(r"CONSTRAINT (\w+)\s+(?:CHECK|UNIQUE|PRIMARY|FOREIGN)", text))
+    rules |= set(re.findall(r"CONSTRAINT = '(\w+)'", text)) - {APPEND_ONLY[1]}
+    rules |= set(re.findall(r"CREATE UNIQUE INDEX (posting_\w+)", text))
+    assert broken == rules
 
 
 @pytest.mark.parametrize("role", [OWNER, SUPERUSER])
@@ -386,9 +570,9 @@ def test_the_reader_writes_nothing(books: Database, statement: str) -> None:
 
 RELATIONS = (
     *("currencies", "rewards", "postings", "balances", "entries"),
-    *("period_totals", "sealing_keys", "commits"),
+    *("period_totals", "sealing_keys", "commits", "corrections", "proposals"),
 )
-READERS_ONLY = {"entries", "sealing_keys"}
+READERS_ONLY = {"entries", "sealing_keys", "proposals"}
 BOOKS = "{" + ",".join(RELATIONS) + "}"
 
 
@@ -417,6 +601,29 @@ def test_a_service_has_no_right_to_the_books_that_is_not_listed_here(books: Data
             (WRITER, f"balances.{column}", "UPDATE")
             for column in ("debits", "credits", "version", "posted_at")
         ]
+        + [
+            (CORRECTOR, relation, "SELECT")
+            for relation in RELATIONS
+            if relation not in {"entries", "sealing_keys"}
+        ]
+        + [
+            (CORRECTOR, table, "INSERT")
+            for table in (
+                *("corrections", "proposals", "postings", "balances", "period_totals", "commits"),
+            )
+        ]
+        + [
+            (CORRECTOR, f"period_totals.{column}", "UPDATE")
+            for column in ("amount", "postings", "users", "corrections")
+        ]
+        + [
+            (CORRECTOR, f"balances.{column}", "UPDATE")
+            for column in ("debits", "credits", "version", "posted_at")
+        ]
+        + [
+            (CORRECTOR, f"proposals.{column}", "UPDATE")
+            for column in ("state", "decided_by", "decided_at")
+        ]
     )
 
 
@@ -440,11 +647,13 @@ def test_the_public_has_no_right_to_anything(books: Database) -> None:
 def test_no_role_of_ours_has_a_power_over_the_cluster(books: Database) -> None:
     powers = books.rows("""
         SELECT rolname FROM pg_roles
-        WHERE rolname IN ('ledger_writer', 'ledger_reader')
+        WHERE rolname IN ('ledger_writer', 'ledger_reader', 'ledger_corrector')
           AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)
         UNION ALL
         SELECT member::regrole::text FROM pg_auth_members
-        WHERE member IN ('ledger_writer'::regrole, 'ledger_reader'::regrole)
+        WHERE member IN (
+            'ledger_writer'::regrole, 'ledger_reader'::regrole, 'ledger_corrector'::regrole
+        )
         UNION ALL
         SELECT rolname FROM pg_roles WHERE rolname = 'ledger_owner' AND rolsuper
     """)
@@ -475,7 +684,7 @@ def test_every_table_view_and_index_says_what_it_is_for(books: Database) -> None
         LEFT JOIN pg_constraint ON conindid = pg_class.oid AND contype IN ('p', 'u', 'x')
         WHERE coalesce(indrelid, pg_class.oid) = ANY('{BOOKS}'::regclass[])
     """)
-    assert len(described) == 7 + 1 + 13
+    assert len(described) == 9 + 1 + 20
     for name, kind, comment in described:
         assert comment, f"{name} has no comment"
         # An index stands for a question that is asked of it.

@@ -1,8 +1,12 @@
 """Verifying: books that hold have no findings, and each corruption is named."""
 
+from decimal import Decimal
+
 import psycopg
 import pytest
 
+from ledger.correcting import approve, propose, reverse
+from ledger.correction import Adjustment, Reversal
 from ledger.database import Role, conninfo
 from ledger.operations.verify import _RULES, Finding, in_words, verify
 from ledger.quarantine import Unposted, keep
@@ -34,6 +38,55 @@ def fill(database: Database, run: Run) -> None:
             )
 
     run(main())
+
+
+CORRECTED = {
+    "UPDATE corrections SET amount = 6 WHERE kind = 'reversal'": {
+        "a correction is posted as it was recorded",
+        "a reversal takes back what its reward posted",
+    },
+    "UPDATE corrections SET reward_id = 'r6' WHERE kind = 'reversal'": {
+        "a reversal takes back what its reward posted"
+    },
+    "UPDATE corrections SET credit_account = 'campaign:other' WHERE kind = 'reversal'": {
+        "a correction is posted as it was recorded",
+        "a reversal takes back what its reward posted",
+    },
+    "UPDATE corrections SET reason = 'another' WHERE kind = 'adjustment'": {
+        "an adjustment is what two persons agreed on"
+    },
+    "UPDATE proposals SET decided_by = 'cleo'": {"an adjustment is what two persons agreed on"},
+    "DELETE FROM corrections WHERE kind = 'adjustment'": {
+        "a correction is posted as it was recorded",
+        "an adjustment is what two persons agreed on",
+    },
+    "UPDATE period_totals SET corrections = 0 WHERE period = 'day'": {
+        "a period's totals are the sum of its postings"
+    },
+    "UPDATE postings SET correction_key = 'other' WHERE correction_key = 'a'": {
+        "a correction is posted as it was recorded"
+    },
+}
+
+
+@pytest.mark.parametrize(("corruption", "rules"), CORRECTED.items(), ids=CORRECTED)
+def test_a_corruption_of_what_was_corrected_is_named(
+    database: Database, run: Run, corruption: str, rules: set[str]
+) -> None:
+    fill(database, run)
+
+    async def main() -> None:
+        info = conninfo(database.url(Role.CORRECTOR), Role.CORRECTOR)
+        async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
+            await reverse(connection, Reversal("a", "r5", None, "a mistake", "ann"))
+            adjustment = Adjustment("b", "user-1", "USD", Decimal(2), "goodwill", "an apology")
+            await propose(connection, adjustment, "ann")
+            await approve(connection, "b", "bob")
+
+    run(main())
+    assert findings(database, run) == []
+    database.rows(f"SET session_replication_role = replica; {corruption}", SUPERUSER)
+    assert {finding.rule for finding in findings(database, run)} == rules
 
 
 def test_books_that_hold_have_no_findings(database: Database, run: Run) -> None:
