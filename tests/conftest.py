@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import uvloop
 
-from ledger.database import Connection, Role, conninfo
+from ledger.database import STATEMENT_SECONDS_MAX, Connection, Role, conninfo
 from ledger.embedded import EmbeddedPostgres
 from ledger.operations.migrate import migrate
 
@@ -40,9 +40,12 @@ class Database(NamedTuple):
         return self.postgres.url(role, self.name)
 
     @asynccontextmanager
-    async def connected(self, role: Role = Role.WRITER) -> AsyncIterator[Connection]:
-        """A connection as the services open theirs."""
-        info = conninfo(self.url(role), role)
+    async def connected(
+        self, role: Role = Role.WRITER, *, is_service: bool = True
+    ) -> AsyncIterator[Connection]:
+        """A connection as the services open theirs, or as an operator's command does."""
+        seconds = STATEMENT_SECONDS_MAX if is_service else 60
+        info = conninfo(self.url(role), role, statement_seconds_max=seconds, is_service=is_service)
         async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
             yield connection
 

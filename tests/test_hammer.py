@@ -220,7 +220,7 @@ def test_however_it_is_hammered_every_reward_is_credited_once(
     check_books(database, first)
 
     async def findings() -> object:
-        async with database.connected(Role.READER) as connection:
+        async with database.connected(Role.READER, is_service=False) as connection:
             return await verify(connection)
 
     assert run(findings()) == []

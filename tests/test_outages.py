@@ -348,7 +348,7 @@ def test_whatever_breaks_every_200_is_in_the_books_once(
         check_order(database, answers)
 
     async def findings() -> object:
-        async with database.connected(Role.READER) as connection:
+        async with database.connected(Role.READER, is_service=False) as connection:
             return await verify(connection)
 
     assert run(findings()) == []

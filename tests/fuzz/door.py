@@ -147,7 +147,7 @@ class FuzzedDoor:
         """Fails unless the books hold against themselves."""
 
         async def look() -> list[Any]:
-            info = conninfo(self._url, Role.READER)
+            info = conninfo(self._url, Role.READER, is_service=False)
             async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
                 return list(await verify(connection))
 

@@ -45,7 +45,7 @@ BEFORE_BELIEF = {
 
 def asked(database: Database, run: Run, question: Callable[[Connection], Any]) -> Any:
     async def main() -> Any:
-        async with database.connected(Role.READER) as connection:
+        async with database.connected(Role.READER, is_service=False) as connection:
             return await question(connection)
 
     return run(main())
@@ -531,6 +531,8 @@ class Senders:
         self._is_over = threading.Event()
         self.answered = 0
         self.has_spooled = False
+        self.was_asked_for_more = False
+        """Whether an answer was 503."""
         self._threads = ThreadPoolExecutor(self.COUNT)
         self._sending = [self._threads.submit(self._send) for _ in range(self.COUNT)]
 
@@ -557,6 +559,7 @@ class Senders:
                 _, answer = self._ingress.deliver(text)
                 self.answered += 1
                 self.has_spooled |= answer["status"] == "spooled"
+                self.was_asked_for_more |= answer["status"] == 503
 
 
 def believed(ingress: Ingress) -> float:
@@ -597,7 +600,10 @@ def test_whatever_is_killed_the_sum_holds_and_nothing_false_is_found(
                 elif strike == "reload":
                     ingress.process.send_signal(signal.SIGHUP)
                 else:
-                    revive(mortal, lambda: senders.has_spooled or not has_spool)
+                    revive(
+                        mortal,
+                        lambda: senders.has_spooled if has_spool else senders.was_asked_for_more,
+                    )
                 assert found(own, run) == []
                 so_far = told(own, run).believed
                 wait_until(lambda so_far=so_far: is_counted_more(so_far))  # type: ignore[misc]

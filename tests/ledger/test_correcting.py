@@ -62,7 +62,7 @@ class Books:
             return await act(connection, *arguments, **options)
 
     async def read(self, question: Any, *arguments: Any) -> Any:
-        async with self.database.connected(Role.READER) as connection:
+        async with self.database.connected(Role.READER, is_service=False) as connection:
             return await question(connection, *arguments)
 
     async def balance(self, user_id: str = "user-1") -> str:

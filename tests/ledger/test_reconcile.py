@@ -356,7 +356,7 @@ def test_what_is_missing_is_imported_once_and_told_from_what_came_by_webhook(
     assert database.rows("SELECT count(*) FROM postings") == [(2,)]
 
     async def look() -> list[Any]:
-        async with database.connected(Role.READER) as connection:
+        async with database.connected(Role.READER, is_service=False) as connection:
             return list(await verify(connection))
 
     assert run(look()) == []

@@ -18,7 +18,7 @@ from tests.rewards import reward
 
 def findings(database: Database, run: Run) -> list[Finding]:
     async def main() -> list[Finding]:
-        async with database.connected(Role.READER) as connection:
+        async with database.connected(Role.READER, is_service=False) as connection:
             return await verify(connection)
 
     return run(main())

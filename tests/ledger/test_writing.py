@@ -38,7 +38,7 @@ async def post_all(database: Database, *rewards: Reward) -> list[Any]:
 
 
 async def findings(database: Database) -> list[Any]:
-    async with database.connected(Role.READER) as connection:
+    async with database.connected(Role.READER, is_service=False) as connection:
         return list(await verify(connection))
 
 
