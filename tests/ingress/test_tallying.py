@@ -156,6 +156,10 @@ def drained_by_a_worker(database: Database, run: Run, directory: Path) -> None:
             with Spool(directory, 2**30) as spool:
                 while spool.status().depth:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
+            # What was removed last is counted a moment later.
+            async with database.connected(Role.READER, is_service=False) as connection:
+                while (await total(connection)).drained_kept < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
 
     within(run, act)
 
