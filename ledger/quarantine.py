@@ -88,12 +88,12 @@ class Quarantine:
 _KEEP = """
 INSERT INTO quarantine AS kept (
     believed_bytes_sha256, believed_bytes, reason, detail, reward_id, token, form, content_type,
-    read_under, seen
+    read_under, seen, first_seen_at, last_seen_at
 )
 SELECT
     sha256(told.believed_bytes), told.believed_bytes,
     min(reason), min(detail), min(reward_id), min(token), min(form), min(content_type),
-    min(read_under), count(*)
+    min(read_under), count(*), statement_timestamp(), statement_timestamp()
 FROM unnest(
     %(believed_bytes)s::bytea[], %(reason)s::text[], %(detail)s::text[], %(reward_id)s::text[],
     %(token)s::text[], %(form)s::text[], %(content_type)s::text[], %(read_under)s::text[]
