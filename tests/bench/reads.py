@@ -22,6 +22,7 @@ from tests.bench import books, load
 KEYS = 100
 PAGE_SIZE = 50
 PAGES_ASKED = 200
+SINGLE = "GetBalance of one user"
 EMPTY = "/bench.Empty/Call"
 GET_BALANCE = "/ledger.v1.LedgerService/GetBalance"
 BATCH_GET_BALANCES = "/ledger.v1.LedgerService/BatchGetBalances"
@@ -50,14 +51,18 @@ def command(place: Filled, port: int) -> list[str]:
 
 
 def questions(place: Filled) -> dict[str, tuple[str, bytes]]:
-    """Method and message of each question that h2load asks again and again."""
+    """Method and message of each question that h2load asks again and again.
+
+    It sends one message for the whole of its run, so a single balance is always the same user's,
+    whose rows are all in memory.
+    """
     users = [f"user-{n * 7 % max(place.rewards // 10, 10)}" for n in range(KEYS)]
     keys = [pb.BalanceKey(user_id=user, currency=books.CURRENCY) for user in users]
     one = pb.GetBalanceRequest(user_id=users[1], currency=books.CURRENCY)
     many = pb.BatchGetBalancesRequest(keys=keys)
     return {
         "empty call": (EMPTY, b""),
-        "GetBalance": (GET_BALANCE, one.SerializeToString()),
+        SINGLE: (GET_BALANCE, one.SerializeToString()),
         f"BatchGetBalances of {KEYS}": (BATCH_GET_BALANCES, many.SerializeToString()),
     }
 

@@ -19,6 +19,7 @@ from ledger.callers import Caller
 from ledger.config import AccessSettings, LogSettings, ServeSettings
 from ledger.metrics import Load, Metrics
 from ledger.observing import METHODS, OK, STATUSES, Observation, Observer
+from ledger.server import POOL_SIZE_MAX
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.writing import post
@@ -39,7 +40,10 @@ class Told:
 
     def __init__(self, directory: Path, capture: pytest.CaptureFixture[str]) -> None:
         path = directory / "callers.toml"
-        replace(path, (caller("app", "balances", "history") + caller("sums", "totals")).encode())
+        replace(
+            path,
+            (caller("app", "balances", "history", "watch") + caller("sums", "totals")).encode(),
+        )
         self.metrics_port = free_port()
         self.settings = ServeSettings(
             access=AccessSettings(callers=str(path)),
@@ -225,6 +229,54 @@ def test_each_call_is_counted_and_so_is_what_it_needed(
             assert 'ledger_calls_total{method="GetReward",status="INTERNAL"} 0.0' in scraped
             assert "ledger_calls_in_flight 0.0" in scraped
             assert "ledger_watchers 0.0" in scraped
+
+    run(main())
+
+
+def test_gauges_tell_what_is_going_on_now(database: Database, run: Run, told: Told) -> None:
+    async def main() -> None:
+        app = token("app")
+        async with asking(database, told) as channel:
+            service = LedgerServiceStub(channel)
+
+            async def gauges_are(**expected: int) -> None:
+                async def are_so() -> bool:
+                    scraped = await told.scraped()
+                    return expected == {
+                        name: samples(scraped, f"ledger_{name}").get(labelled(), 0)
+                        for name in expected
+                    }
+
+                await until(are_so)
+
+            watches = [service.WatchRewards(pb.WatchRewardsRequest(), metadata=app) for _ in "ab"]
+            for watch in watches:
+                assert await watch.read()
+            held = channel.stream_unary("/ledger.v1.LedgerService/GetBalance")(metadata=app)
+            await gauges_are(calls_in_flight=1, watchers=2)
+            held.cancel()
+            watches.pop().cancel()
+            await gauges_are(calls_in_flight=0, watchers=1, pool_waiting=0)
+
+            make_slow(database, "rewards", 0.3)
+            request = pb.GetRewardRequest(reward_id="reward-1")
+            is_seen = asyncio.Event()
+
+            async def keep_asking() -> None:
+                while not is_seen.is_set():
+                    await status_of(service.GetReward(request, metadata=app))
+
+            # Two more than there are connections, and each of them is always in one or waits.
+            asking_on = [asyncio.create_task(keep_asking()) for _ in range(POOL_SIZE_MAX + 2)]
+            await gauges_are(
+                calls_in_flight=POOL_SIZE_MAX + 2,
+                pool_connections=POOL_SIZE_MAX,
+                pool_idle_connections=0,
+                pool_waiting=2,
+            )
+            is_seen.set()
+            await asyncio.gather(*asking_on)
+            await gauges_are(calls_in_flight=0, pool_waiting=0)
 
     run(main())
 

@@ -223,6 +223,33 @@ def test_on_loopback_it_says_that_everybody_there_may_ask(database: Database) ->
         assert service.end() == 0
 
 
+def test_a_call_is_a_span_of_the_trace_that_caused_it(database: Database) -> None:
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    with running(database, OTEL_TRACES_EXPORTER="console", LEDGER_LOG="off") as service:
+        with grpc.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+            stub: Any = LedgerServiceStub(channel)
+            caused = (("traceparent", f"00-{trace}-{span}-01"),)
+            stub.GetBalance(REQUEST, timeout=5, metadata=caused)
+            unwanted = (("traceparent", f"00-{'1' * 32}-{span}-00"),)
+            stub.GetBalance(REQUEST, timeout=5, metadata=unwanted)
+            with pytest.raises(grpc.RpcError):
+                stub.GetReward(pb.GetRewardRequest(reward_id="x"), timeout=5, metadata=caused)
+        assert service.end() == 0
+        printed = (service.directory / "log").read_text()
+    spans = []
+    while printed := printed.lstrip():
+        told, length = json.JSONDecoder().raw_decode(printed)
+        spans.append(told)
+        printed = printed[length:]
+    assert "1" * 32 not in str(spans)
+    assert "user-1" not in str(spans)
+    ours = [told for told in spans if told["context"]["trace_id"] == f"0x{trace}"]
+    assert [told["parent_id"] for told in ours] == [f"0x{span}"] * 2
+    assert [told["kind"] for told in ours] == ["SpanKind.SERVER"] * 2
+    found = [(told["name"], told["attributes"]["status"]) for told in ours]
+    assert found == [("GetBalance", "OK"), ("GetReward", "NOT_FOUND")]
+
+
 def test_with_nothing_to_tell_it_tells_nothing(database: Database) -> None:
     with running(database, LEDGER_METRICS_BIND="", LEDGER_LOG="off") as service:
         with pytest.raises(ConnectionRefusedError):

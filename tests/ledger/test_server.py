@@ -738,6 +738,32 @@ def test_a_signal_lets_the_running_call_finish_and_ends_the_process_in_order(
     run(main())
 
 
+def test_a_signal_ends_streams_at_once_and_the_running_call_finishes(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        async with database.connected() as connection:
+            await post(connection, [reward()])
+        port = free_port()
+        with process(database, port) as server:
+            async with connected(port) as channel:
+                await becomes(channel, Health.SERVING)
+                service = LedgerServiceStub(channel)
+                stream = service.WatchRewards(pb.WatchRewardsRequest())
+                assert (await stream.read()).token
+                make_slow(database, "rewards", 1.9)
+                request = pb.GetRewardRequest(reward_id="reward-1")
+                call = asyncio.ensure_future(service.GetReward(request))
+                await until_asked(database, "rewards")
+                server.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(refusal(read_to_the_end(stream)), 20) == AWAY
+                assert not call.done()
+                assert (await call).reward.reward_id == "reward-1"
+            assert await asyncio.to_thread(server.wait, 20) == 0
+
+    run(main())
+
+
 def test_a_call_whose_message_is_still_to_come_is_let_finish(database: Database, run: Run) -> None:
     async def main() -> None:
         port = free_port()

@@ -1,6 +1,7 @@
 """What the service answers, asked over a real socket from a real Postgres."""
 
 import asyncio
+import itertools
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -301,6 +302,31 @@ def test_a_batch_is_answered_in_the_order_of_its_keys(database: Database, run: R
             ]
             found = await service.BatchGetBalances(pb.BatchGetBalancesRequest(keys=keys[:1] * 500))
             assert values(found.balances) == [("user-2", "USD", "2", 1)] * 500
+
+    run(main())
+
+
+def test_a_batch_is_of_one_snapshot(database: Database, run: Run) -> None:
+    """Each commit moves both balances, so nobody ever sees one of them ahead of the other."""
+
+    async def write() -> None:
+        async with database.connected() as connection:
+            for i in itertools.count():
+                await post(
+                    connection,
+                    [reward(f"a-{i}", "1", user_id="a"), reward(f"b-{i}", "1", user_id="b")],
+                )
+
+    async def main() -> None:
+        keys = [pb.BalanceKey(user_id=user, currency="USD") for user in ("a", "b")] * 50
+        seen = set()
+        async with asking(database) as service, asyncio.timeout(60):
+            writing = asyncio.create_task(write())
+            while len(seen) < 20:
+                found = await service.BatchGetBalances(pb.BatchGetBalancesRequest(keys=keys))
+                (version,) = {balance.version for balance in found.balances}
+                seen.add(version)
+            writing.cancel()
 
     run(main())
 
