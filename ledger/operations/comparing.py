@@ -203,10 +203,6 @@ def _reward_id(body: bytes, keys: tuple[str, ...]) -> str | None:
     return value if isinstance(value, str) and "\0" not in value else None
 
 
-_HAS_CORRECTIONS = """
-SELECT to_regclass('corrections') IS NOT NULL
-"""
-
 _FIND_REVERSED = """
 INSERT INTO report_reversed (reward_id)
 SELECT DISTINCT reward_id FROM corrections WHERE kind = 'reversal'
@@ -215,9 +211,7 @@ SELECT DISTINCT reward_id FROM corrections WHERE kind = 'reversal'
 
 async def _find_reversed(connection: Connection) -> None:
     """Which rewards were taken back, in whole or in part."""
-    row = await (await connection.execute(_HAS_CORRECTIONS)).fetchone()
-    if row is not None and row[0]:
-        await connection.execute(_FIND_REVERSED)
+    await connection.execute(_FIND_REVERSED)
 
 
 # The amounts are what moves money: a reward that was only recorded has none, whatever it said.

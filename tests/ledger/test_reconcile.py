@@ -12,11 +12,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from ingress.mapping import Mapping
 from ingress.payload import read_reward
-from ledger.database import Role
+from ledger.correcting import reverse
+from ledger.correction import Reversal
+from ledger.database import Role, conninfo
 from ledger.operations.columns import BadColumns, Columns
 from ledger.operations.differences import Class, csv_text
 from ledger.operations.importing import WEBHOOK_TYPE
@@ -130,10 +133,15 @@ def test_a_reward_that_was_taken_back_is_reversed(
     database: Database, run: Run, tmp_path: Path
 ) -> None:
     posted(database, run, reward("r1"), reward("r2"), reward("r3"))
-    database.rows("CREATE TABLE corrections (reward_id text, kind text)")
-    database.rows("GRANT SELECT ON corrections TO ledger_writer")
-    database.rows("INSERT INTO corrections VALUES ('r1', 'reversal'), ('r2', 'adjustment')")
-    database.rows("INSERT INTO corrections VALUES ('r3', 'reversal'), ('r3', 'reversal')")
+
+    async def take_back() -> None:
+        info = conninfo(database.url(Role.CORRECTOR), Role.CORRECTOR)
+        async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
+            for key, reward_id, amount in (("a", "r1", None), ("b", "r3", 1), ("c", "r3", 2)):
+                part = None if amount is None else Decimal(amount)
+                await reverse(connection, Reversal(key, reward_id, part, "a mistake", "ann"))
+
+    run(take_back())
     file = report_of(tmp_path, said("r1"), said("r2"), said("r3", userId="user-2"))
     answer = compared(database, run, file, EVER)
     assert found(answer) == [("reversed", 2, "r1", ""), ("differs", 4, "r3", "user")]

@@ -552,7 +552,7 @@ def test_the_same_id_of_a_transaction_in_a_restored_cluster_is_another(
     run(main())
 
 
-AFTERWARDS = ["0004_watching", "0007_notifying"]
+AFTERWARDS = ["0004_watching", "0007_notifying", "0008_corrections"]
 
 
 def test_books_from_before_are_told_in_the_order_of_their_versions(
