@@ -1,5 +1,6 @@
 """Load from `wrk` and `h2load`, and the CPU that it costs."""
 
+import contextlib
 import hmac
 import json
 import random
@@ -196,6 +197,8 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
 def _seconds(processes: list[psutil.Process]) -> float:
     total = 0.0
     for process in processes:
-        times = process.cpu_times()
-        total += times.user + times.system
+        # A worker of autovacuum that has ended meanwhile is no part of the load.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
     return total
