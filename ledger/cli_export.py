@@ -12,6 +12,7 @@ from ledger.operations.export import ExportRefused, export
 from ledger.operations.formats import FORMATS
 from ledger.operations.manifest import Total, Wanted
 from ledger.operations.second_opinion import Opinion, second_opinion
+from ledger.operations.sheets import DoesNotFit
 from ledger.terminal import AsJson, Row, ask, fail, progress, show
 
 PART_ROWS = 1_000_000
@@ -54,6 +55,8 @@ def export_(
             whole = ask(lambda connection: export(connection, directory, wanted, report))
     except ExportRefused as error:
         fail(str(error))
+    except DoesNotFit:
+        fail("An amount is larger than its account's balance: see `ledger verify`.")
     except OSError as error:
         fail(
             f"{directory} cannot be written ({error.strerror}): mend that, and give the same "

@@ -50,6 +50,10 @@ class ExportedPosting(NamedTuple):
     currency: str
     version: int
     reward_id: str | None
+    """The reward that it posts, or else:"""
+    correction_key: str | None
+    reversed_reward_id: str | None
+    """Of a reversal: the reward that it takes back."""
     debit_account: str
     credit_account: str
     amount: str
@@ -160,10 +164,16 @@ async def list_held(connection: Connection, wanted: Wanted) -> AsyncIterator[Hel
                 yield Held(*row)
 
 
+# What was reversed is looked up for each correction: a join could cost the order of the index.
 _LIST_POSTINGS = """
 SELECT
-    user_id, currency, version, reward_id, debit_account, credit_account, amount::text,
-    balance_after::text,
+    user_id, currency, version, reward_id, correction_key,
+    CASE WHEN correction_key IS NOT NULL THEN (
+        SELECT corrections.reward_id
+        FROM corrections
+        WHERE corrections.correction_key = postings.correction_key
+    ) END,
+    debit_account, credit_account, amount::text, balance_after::text,
     to_char(posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 FROM postings
 WHERE (user_id, currency, version) > (%(user_id)s, %(currency)s, %(version)s)
@@ -189,6 +199,8 @@ class Postings:
         self._cursor = cursor
         self._held = held
         self._account = ("", "")
+        self._closing_version = 0
+        self._key = ("", "")
         self._version = 0
         self._kept: list[ExportedPosting] = []
         self._is_over = False
@@ -212,15 +224,22 @@ class Postings:
 
     def _is_in(self, posting: ExportedPosting) -> bool:
         """Whether it was posted before the cut; both it and the accounts come in their order."""
-        account = (USER.account(posting.user_id), posting.currency)
+        # Most follow another of the same balance.
+        key = (posting.user_id, posting.currency)
+        if key != self._key:
+            self._key, self._version = key, self._version_of(*key)
+        return posting.version <= self._version
+
+    def _version_of(self, user_id: str, currency: str) -> int:
+        account = (USER.account(user_id), currency)
         while self._account < account:
             held = next(self._held, None)
             if held is None:
-                self._account, self._version = _BEHIND_ALL, 0
+                self._account, self._closing_version = _BEHIND_ALL, 0
             else:
                 self._account = (held.account, held.currency)
-                self._version = held.closing_version
-        return self._account == account and posting.version <= self._version
+                self._closing_version = held.closing_version
+        return self._closing_version if self._account == account else 0
 
 
 _BEHIND_ALL = ("\U0010ffff", "")

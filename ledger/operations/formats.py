@@ -26,6 +26,8 @@ POSTING_COLUMNS = (
     Column("currency", Kind.TEXT),
     Column("version", Kind.WHOLE),
     Column("reward_id", Kind.TEXT),
+    Column("correction_key", Kind.TEXT),
+    Column("reversed_reward_id", Kind.TEXT),
     Column("debit_account", Kind.TEXT),
     Column("credit_account", Kind.TEXT),
     Column("amount", Kind.AMOUNT),

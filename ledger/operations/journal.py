@@ -73,10 +73,10 @@ class Beancount:
     def posting(self, posting: ExportedPosting) -> str:
         """With what leads back to the row of the books."""
         name = commodity_name(posting.currency)
-        reward = "" if posting.reward_id is None else f"  reward: {_string(posting.reward_id)}\n"
+        sources = "".join(f"  {key}: {_string(value)}\n" for key, value in _sources(posting))
         return (
             f'{posting.posted_at[:10]} * "{_kind(posting)}"\n'
-            f'{reward}  version: "{posting.version}"\n  posted-at: "{posting.posted_at}"\n'
+            f'{sources}  version: "{posting.version}"\n  posted-at: "{posting.posted_at}"\n'
             f"  {account_name(posting.debit_account)}  {posting.amount} {name}\n"
             f"  {account_name(posting.credit_account)}  -{posting.amount} {name}\n\n"
         )
@@ -122,10 +122,10 @@ class Hledger:
 
     def posting(self, posting: ExportedPosting) -> str:
         """With what leads back to the row of the books."""
-        reward = "" if posting.reward_id is None else f"reward:{_tag(posting.reward_id)}, "
+        sources = "".join(f"{key}:{_tag(value)}, " for key, value in _sources(posting))
         return (
             f"{posting.posted_at[:10]} * {_kind(posting)}"
-            f"  ; {reward}version:{posting.version}, posted-at:{posting.posted_at}\n"
+            f"  ; {sources}version:{posting.version}, posted-at:{posting.posted_at}\n"
             f'    {account_name(posting.debit_account)}  {posting.amount} "{posting.currency}"\n'
             f'    {account_name(posting.credit_account)}  -{posting.amount} "{posting.currency}"\n'
             "\n"
@@ -144,7 +144,19 @@ class Hledger:
 
 
 def _kind(posting: ExportedPosting) -> str:
-    return "correction" if posting.reward_id is None else "reward"
+    if posting.reward_id is not None:
+        return "reward"
+    return "adjustment" if posting.reversed_reward_id is None else "reversal"
+
+
+def _sources(posting: ExportedPosting) -> Iterator[tuple[str, str]]:
+    """Under which names what is posted stands in the books."""
+    if posting.reward_id is not None:
+        yield "reward", posting.reward_id
+    if posting.correction_key is not None:
+        yield "correction", posting.correction_key
+    if posting.reversed_reward_id is not None:
+        yield "reverses", posting.reversed_reward_id
 
 
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})

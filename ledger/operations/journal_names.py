@@ -7,7 +7,7 @@ account is called, its name is letters, digits and hyphens, so it cannot end a l
 import re
 from functools import lru_cache
 
-from ledger.account import CAMPAIGN, USER
+from ledger.account import ADJUSTMENT, CAMPAIGN, USER
 
 OPENING = "Equity:Opening"
 """Where a period's opening balances come from; it ends as it began, with nothing."""
@@ -15,7 +15,7 @@ OPENING = "Equity:Opening"
 _ROOTS = {
     USER.prefix: "Liabilities:Users:",
     CAMPAIGN.prefix: "Expenses:Campaigns:",
-    "adjustment:": "Expenses:Adjustments:",
+    ADJUSTMENT.prefix: "Expenses:Adjustments:",
 }
 _OTHER_ROOT = "Expenses:Other:"
 """Below it stands the whole account, its kind included."""

@@ -41,6 +41,10 @@ class Sheet(Protocol):
         ...
 
 
+class DoesNotFit(Exception):
+    """An amount is larger than the balances that it went into, so the books do not hold."""
+
+
 AMOUNTS_AS_TEXT = "text"
 DECIMAL_DIGITS = 38
 """How many digits a decimal of 128 bits holds."""
@@ -113,13 +117,15 @@ class Parquet:
         self._writer = parquet.ParquetWriter(file, self._schema)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Add ``rows``; raises ``ArrowInvalid`` for an amount that is too large for the type."""
-        columns = [
-            self._arrow.array(list(map(read, values)), type=field.type)
-            for read, values, field in zip(
-                self._read, zip(*rows, strict=True), self._schema, strict=True
-            )
-        ]
+        """Add ``rows``; raises ``DoesNotFit``."""
+        told = zip(self._read, zip(*rows, strict=True), self._schema, strict=True)
+        try:
+            columns = [
+                self._arrow.array(list(map(read, values)), type=field.type)
+                for read, values, field in told
+            ]
+        except self._arrow.ArrowInvalid:
+            raise DoesNotFit from None
         self._writer.write_table(self._arrow.Table.from_arrays(columns, schema=self._schema))
 
     def close(self) -> None:

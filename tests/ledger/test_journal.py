@@ -14,21 +14,22 @@ from beancount.core.data import Balance, Commodity, Open, Transaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ledger.account import KINDS, Kind, Side
 from ledger.money import CURRENCY_CODE
 from ledger.operations.cut import ExportedPosting
 from ledger.operations.journal import Beancount, Hledger
 from ledger.operations.journal_names import account_name, account_of, commodity_name, currency_of
 from tests.conftest import Database, Run
-from tests.ledger.test_export import HOSTILE, export_to, post_all, post_some
+from tests.ledger.test_export import HOSTILE, correct_some, export_to, post_all, post_some
 from tests.rewards import reward
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=200)
-KINDS = ("user:", "campaign:", "adjustment:", "clawback:", "")
+PREFIXES = ("user:", "campaign:", "adjustment:", "clawback:", "")
 ODD_CODES = ("G", "GEM_", "GEM_X", "TRUE", "FALSE", "NULL", "A" * 20, "A" * 19 + "_", "X9")
 
 
 @settings(deadline=None)
-@given(TEXT, st.sampled_from(KINDS))
+@given(TEXT, st.sampled_from(PREFIXES))
 def test_a_name_tells_its_account_and_can_end_no_line(text: str, kind: str) -> None:
     account = kind + text
     name = account_name(account)
@@ -71,6 +72,7 @@ def post_hostile(database: Database, run: Run) -> list[str]:
     ]
     post_all(database, run, rewards)
     post_some(database, run)
+    correct_some(database, run)
     return [one.reward_id for one in rewards]
 
 
@@ -81,13 +83,22 @@ def test_beancount_reads_it_whole_and_finds_every_assertion_true(
     export_to(database, run, tmp_path / "out", "beancount", part_rows=10)
     entries, errors, _ = loader.load_file(str(tmp_path / "out" / "main.beancount"))
     assert errors == []
-    postings = database.rows("SELECT reward_id, version::text, amount, currency FROM postings")
+    postings = database.rows(
+        "SELECT kind, postings.reward_id, correction_key, corrections.reward_id, version::text,"
+        " postings.amount, postings.debit_account, postings.credit_account"
+        " FROM postings LEFT JOIN corrections USING (correction_key)"
+    )
     transactions = [entry for entry in entries if isinstance(entry, Transaction)]
     assert {
-        (one.meta["reward"], one.meta["version"], one.postings[0].units.number)
+        (
+            None if one.narration == "reward" else one.narration,
+            *(one.meta.get(key) for key in ("reward", "correction", "reverses", "version")),
+            one.postings[0].units.number,
+            *(account_of(leg.account) for leg in one.postings),
+        )
         for one in transactions
-    } == {row[:3] for row in postings}
-    assert set(ids) < {one.meta["reward"] for one in transactions}
+    } == set(postings)
+    assert set(ids) < {one.meta.get("reward") for one in transactions}
     held = database.rows("SELECT account, currency, debits - credits FROM balances")
     asserted = {
         (account_of(one.account), currency_of(one.amount.currency), one.amount.number)
@@ -174,6 +185,8 @@ CORRECTION: dict[str, Any] = {
     "currency": "USD",
     "version": 2,
     "reward_id": None,
+    "correction_key": "oops, 1",
+    "reversed_reward_id": None,
     "debit_account": "user:ann",
     "credit_account": "adjustment:good\nwill",
     "amount": "1.00",
@@ -185,13 +198,14 @@ CORRECTION: dict[str, Any] = {
 def test_a_posting_without_a_reward_is_told_by_its_own_legs() -> None:
     posting = ExportedPosting(**CORRECTION)
     assert Beancount().posting(posting) == (
-        '2026-10-31 * "correction"\n  version: "2"\n'
+        '2026-10-31 * "adjustment"\n  correction: "oops, 1"\n  version: "2"\n'
         '  posted-at: "2026-10-31T23:59:59.999999Z"\n'
         "  Liabilities:Users:X-ann  1.00 USD\n"
         "  Expenses:Adjustments:X-goodX0Awill  -1.00 USD\n\n"
     )
     assert Hledger().posting(posting) == (
-        "2026-10-31 * correction  ; version:2, posted-at:2026-10-31T23:59:59.999999Z\n"
+        "2026-10-31 * adjustment  ; correction:oops%2C%201, version:2,"
+        " posted-at:2026-10-31T23:59:59.999999Z\n"
         '    Liabilities:Users:X-ann  1.00 "USD"\n'
         '    Expenses:Adjustments:X-goodX0Awill  -1.00 "USD"\n\n'
     )
@@ -200,3 +214,10 @@ def test_a_posting_without_a_reward_is_told_by_its_own_legs() -> None:
 def test_an_amount_of_thirty_digits_is_asserted_to_the_last() -> None:
     said = Beancount().assertion("A:B", "USD", Decimal("-" + "9" * 30 + ".25"), date(2026, 10, 31))
     assert said == f"2026-11-01 balance A:B  -{'9' * 30}.25 ~ 0 USD\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_account_has_a_place_among_an_accountants(kind: Kind) -> None:
+    root = {Side.CREDIT: "Liabilities", Side.DEBIT: "Expenses"}[kind.normal_side]
+    assert account_name(kind.account("A")).startswith(f"{root}:")
+    assert not account_name(kind.account("A")).startswith("Expenses:Other")
