@@ -26,7 +26,7 @@ from ledger.operations import cut, formats
 from ledger.operations.export import ExportRefused, export
 from ledger.operations.formats import FORMATS
 from ledger.operations.manifest import Manifest, Wanted
-from ledger.operations.sheets import decimal_type
+from ledger.operations.sheets import DoesNotFit, decimal_type
 from ledger.writing import post
 from tests.bench.books import fill
 from tests.conftest import SUPERUSER, Database, Run
@@ -333,6 +333,29 @@ def test_what_is_posted_meanwhile_is_not_in_it(
     assert written.agrees
 
 
+def test_the_position_it_tells_and_the_balances_are_of_one_moment(
+    database: Database, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is posted after the position was read, and before the balances are, is not in it."""
+    post_some(database, run)
+    get_days = cut.get_days
+
+    async def get_days_later(*asked: Any) -> Any:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(post_some, database, run, prefix="l").result()
+        return await get_days(*asked)
+
+    monkeypatch.setattr(cut, "get_days", get_days_later)
+    written = export_to(database, run, tmp_path / "out")
+    assert len(in_the_books(database)) == 80
+    ((count,),) = database.rows(
+        "SELECT count(*) FROM rewards JOIN commits USING (written_by)"
+        f" WHERE position <= {written.snapshot.last_commit_position}"
+    )
+    assert written.postings == count == 40
+    assert written.agrees
+
+
 def test_a_period_is_its_postings_between_an_opening_and_a_closing_balance(
     database: Database, run: Run, tmp_path: Path
 ) -> None:
@@ -475,3 +498,14 @@ def test_ten_times_the_rows_take_no_more_memory(
     assert many > 10 * few
     # All rows at once take more than three megabytes.
     assert large < small + 500_000
+
+
+def test_an_amount_beyond_what_the_balances_allow_is_refused_in_parquet(
+    database: Database, run: Run, tmp_path: Path
+) -> None:
+    post_some(database, run)
+    change = "UPDATE postings SET amount = 1e40 WHERE reward_id = 'r5'"
+    database.rows(f"SET session_replication_role = replica; {change}", SUPERUSER)
+    with pytest.raises(DoesNotFit):
+        export_to(database, run, tmp_path / "out", "parquet")
+    assert not (tmp_path / "out" / "manifest.json").exists()

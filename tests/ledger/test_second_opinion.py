@@ -8,8 +8,9 @@ from ledger.database import Role
 from ledger.operations.manifest import Wanted
 from ledger.operations.second_opinion import Opinion, second_opinion
 from tests.conftest import SUPERUSER, Database, Run
-from tests.ledger.test_export import post_some
+from tests.ledger.test_export import post_all, post_some
 from tests.ledger.test_journal import post_hostile
+from tests.rewards import reward
 
 
 def opinions(database: Database, run: Run) -> list[Opinion]:
@@ -29,6 +30,16 @@ def test_hostile_names_and_odd_currencies_are_agreed_on(database: Database, run:
     for opinion in opinions(database, run):
         assert opinion.differences == []
         assert opinion.balances == count
+
+
+def test_sums_of_many_digits_are_not_rounded(database: Database, run: Run) -> None:
+    database.rows("INSERT INTO currencies VALUES ('BIG', 18, '')")
+    amounts = ["9" * 30, "0.000000000000000001", "9" * 30]
+    post_all(database, run, [reward(f"r{n}", a, currency="BIG") for n, a in enumerate(amounts)])
+    assert [opinion.differences for opinion in opinions(database, run) if opinion.balances] in (
+        [[], []],
+        [[]],
+    )
 
 
 CORRUPTIONS = {
