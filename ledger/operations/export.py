@@ -9,7 +9,7 @@ At last comes the manifest, so an export without one is not whole.
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -209,16 +209,15 @@ async def _write_part(
     form, done, expected = FORMATS[state.wanted.format], state.done(), state.expected()
     rows, last, sums = 0, cut.BEFORE_ALL, dict[str, Sum]()
     with NewFile(directory / f"postings-{len(state.parts) + 1:06d}.{form.suffix}") as file:
-        sheet = form.postings(file, state.shape)
-        while piece := await postings.take(min(PIECE_ROWS, state.wanted.part_rows - rows)):
-            sheet.write(piece)
-            for posting in piece:
-                total = sums.setdefault(posting.currency, Sum())
-                total.postings += 1
-                total.amount = EXACT.add(total.amount, Decimal(posting.amount))
-            rows, last = rows + len(piece), piece[-1][:3]
-            report(done + rows, expected)
-        sheet.close()
+        with closing(form.postings(file, state.shape)) as sheet:
+            while piece := await postings.take(min(PIECE_ROWS, state.wanted.part_rows - rows)):
+                sheet.write(piece)
+                for posting in piece:
+                    total = sums.setdefault(posting.currency, Sum())
+                    total.postings += 1
+                    total.amount = EXACT.add(total.amount, Decimal(posting.amount))
+                rows, last = rows + len(piece), piece[-1][:3]
+                report(done + rows, expected)
         return Part(file.keep(rows), last, sums)
 
 

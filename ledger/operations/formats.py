@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import date
 from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
@@ -121,10 +122,9 @@ class Tabular:
             return []
 
         def write(file: io.RawIOBase) -> None:
-            sheet = self._sheet(file, BALANCE_COLUMNS, shape.amounts)
-            for rows in _in_pieces(map(msgspec.structs.astuple, held())):
-                sheet.write(rows)
-            sheet.close()
+            with closing(self._sheet(file, BALANCE_COLUMNS, shape.amounts)) as sheet:
+                for rows in _in_pieces(map(msgspec.structs.astuple, held())):
+                    sheet.write(rows)
 
         return [Rest(f"balances.{self.suffix}", count, write)]
 
