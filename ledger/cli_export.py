@@ -8,7 +8,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ledger.operations.export import ExportRefused, export
+from ledger.operations.export import export
+from ledger.operations.export_state import ExportRefused
 from ledger.operations.formats import FORMATS
 from ledger.operations.manifest import Total, Wanted
 from ledger.operations.second_opinion import Opinion, second_opinion

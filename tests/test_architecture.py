@@ -128,6 +128,8 @@ EXACT = [
     "ledger.operations.importing",
     "ledger.operations.cut",
     "ledger.operations.export",
+    "ledger.operations.export_state",
+    "ledger.operations.exported",
     "ledger.operations.journal",
     "ledger.operations.second_opinion",
     "ledger.operations.sheets",

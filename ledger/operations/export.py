@@ -20,54 +20,11 @@ from ledger.account import USER
 from ledger.database import Connection
 from ledger.lines import json_line
 from ledger.operations import cut, manifest
-from ledger.operations.cut import EXACT, Held, Key
+from ledger.operations.cut import EXACT, Held
+from ledger.operations.export_state import CUT, ExportRefused, Part, State, Sum, find
+from ledger.operations.exported import BEFORE_ALL, Postings, postings_after
 from ledger.operations.formats import FORMATS, PIECE_ROWS, Shape
-from ledger.operations.manifest import File, Manifest, NewFile, Snapshot, Total, Wanted
-
-CUT = "balances.ndjson"
-"""It stays in the export, whatever the format: what the books say that must come out."""
-
-
-class ExportRefused(Exception):
-    """There is nothing that can be written there; the text says why, and what to do."""
-
-
-class Sum(msgspec.Struct):
-    """What of one currency stands in a part."""
-
-    postings: int = 0
-    amount: Decimal = Decimal(0)
-
-
-class Part(msgspec.Struct, frozen=True):
-    """A whole file with postings."""
-
-    file: File
-    last: Key
-    """The place of its last posting."""
-    sums: dict[str, Sum]
-    """By currency."""
-
-
-class State(msgspec.Struct, frozen=True):
-    """How far an export has come that is under way."""
-
-    wanted: Wanted
-    snapshot: Snapshot
-    shape: Shape
-    cut: File
-    totals: list[Total]
-    """What the balances say must come out."""
-    parts: list[Part]
-
-    def done(self) -> int:
-        """How many postings are in whole parts."""
-        return sum(part.file.rows for part in self.parts)
-
-    def expected(self) -> int:
-        """How many there are in all."""
-        return sum(total.books_postings for total in self.totals)
-
+from ledger.operations.manifest import Manifest, NewFile, Total, Wanted
 
 Report = Callable[[int, int], None]
 """Is told how many postings are written, of how many."""
@@ -86,7 +43,7 @@ async def export(
     agree with the balances; the export is written all the same.
     """
     with _alone_in(directory):
-        state = _find(directory, wanted)
+        state = find(directory, wanted)
         async with cut.one_snapshot(connection):
             if state is None:
                 state = await _begin(connection, directory, wanted)
@@ -113,34 +70,6 @@ def _alone_in(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _find(directory: Path, wanted: Wanted) -> State | None:
-    """The state of the export that was begun in ``directory``; ``None`` if there is none."""
-    names = {path.name for path in directory.iterdir()}
-    if manifest.MANIFEST in names:
-        raise ExportRefused(f"{directory} holds a whole export already: choose another directory.")
-    if manifest.STATE not in names:
-        if any(name != CUT and not name.endswith(manifest.WRITING) for name in names):
-            raise ExportRefused(f"{directory} holds other files: choose a new or empty directory.")
-        return None
-    try:
-        state = msgspec.json.decode((directory / manifest.STATE).read_bytes(), type=State)
-    except msgspec.DecodeError:
-        raise ExportRefused(_SPOILT.format(directory / manifest.STATE)) from None
-    if state.wanted != wanted:
-        was = " ".join(f"{k}={v}" for k, v in msgspec.to_builtins(state.wanted).items())
-        raise ExportRefused(
-            f"{directory} holds an unfinished export of another kind ({was}): "
-            "ask for the same again, or choose another directory."
-        )
-    for file in (state.cut, *(part.file for part in state.parts)):
-        if not manifest.is_as_written(directory, file):
-            raise ExportRefused(_SPOILT.format(directory / file.name))
-    return state
-
-
-_SPOILT = "{} is not as it was written: choose another directory and begin again."
 
 
 async def _begin(connection: Connection, directory: Path, wanted: Wanted) -> State:
@@ -193,8 +122,8 @@ async def _write_parts(
     connection: Connection, directory: Path, state: State, report: Report
 ) -> State:
     held = cut.read_held(directory / CUT)
-    after = state.parts[-1].last if state.parts else cut.BEFORE_ALL
-    async with cut.postings_after(connection, state.wanted, after, held) as postings:
+    after = state.parts[-1].last if state.parts else BEFORE_ALL
+    async with postings_after(connection, state.wanted, after, held) as postings:
         # The first part is there even if it is empty: it holds the names of the columns.
         while not state.parts or await postings.has_more():
             part = await _write_part(directory, state, postings, report)
@@ -203,11 +132,9 @@ async def _write_parts(
     return state
 
 
-async def _write_part(
-    directory: Path, state: State, postings: cut.Postings, report: Report
-) -> Part:
+async def _write_part(directory: Path, state: State, postings: Postings, report: Report) -> Part:
     form, done, expected = FORMATS[state.wanted.format], state.done(), state.expected()
-    rows, last, sums = 0, cut.BEFORE_ALL, dict[str, Sum]()
+    rows, last, sums = 0, BEFORE_ALL, dict[str, Sum]()
     with NewFile(directory / f"postings-{len(state.parts) + 1:06d}.{form.suffix}") as file:
         with closing(form.postings(file, state.shape)) as sheet:
             while piece := await postings.take(min(PIECE_ROWS, state.wanted.part_rows - rows)):

@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from ledger.operations.cut import ExportedPosting, Held
+from ledger.operations.cut import Held
+from ledger.operations.exported import ExportedPosting
 from ledger.operations.journal import Beancount, Dialect, Hledger, assertions, declarations
 from ledger.operations.sheets import (
     AMOUNTS_AS_TEXT,

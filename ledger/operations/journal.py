@@ -13,7 +13,8 @@ from itertools import groupby
 from typing import Protocol
 from urllib.parse import quote
 
-from ledger.operations.cut import ExportedPosting, Held
+from ledger.operations.cut import Held
+from ledger.operations.exported import ExportedPosting
 from ledger.operations.journal_names import OPENING, account_name, commodity_name
 
 

@@ -19,7 +19,8 @@ import msgspec
 
 from ledger.database import Connection
 from ledger.operations.cut import EXACT, Held, read_held
-from ledger.operations.export import CUT, Report, export
+from ledger.operations.export import Report, export
+from ledger.operations.export_state import CUT
 from ledger.operations.formats import FORMATS
 from ledger.operations.journal_names import account_name, account_of, commodity_name, currency_of
 from ledger.operations.manifest import Manifest, Wanted

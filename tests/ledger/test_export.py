@@ -22,8 +22,9 @@ import pytest
 from ledger.correcting import approve, propose, reverse
 from ledger.correction import Adjustment, Reversal
 from ledger.database import Role, conninfo
-from ledger.operations import cut, formats
-from ledger.operations.export import ExportRefused, export
+from ledger.operations import cut, exported, formats
+from ledger.operations.export import export
+from ledger.operations.export_state import ExportRefused
 from ledger.operations.formats import FORMATS
 from ledger.operations.manifest import Manifest, Wanted
 from ledger.operations.sheets import DoesNotFit, decimal_type
@@ -481,6 +482,7 @@ def test_ten_times_the_rows_take_no_more_memory(
     database: Database, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cut, "FETCH_ROWS", 200)
+    monkeypatch.setattr(exported, "FETCH_ROWS", 200)
     monkeypatch.setattr("ledger.operations.export.PIECE_ROWS", 200)
     monkeypatch.setattr(formats, "PIECE_ROWS", 200)
     fill(database.url(), 10_000)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ledger.account import KINDS, Kind, Side
 from ledger.money import CURRENCY_CODE
-from ledger.operations.cut import ExportedPosting
+from ledger.operations.exported import ExportedPosting
 from ledger.operations.journal import Beancount, Hledger
 from ledger.operations.journal_names import account_name, account_of, commodity_name, currency_of
 from tests.conftest import Database, Run
