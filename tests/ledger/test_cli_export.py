@@ -1,6 +1,7 @@
 """`ledger export` and `ledger second-opinion`, as an operator meets them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from typer.testing import CliRunner
 from ledger.cli import app
 from tests.conftest import SUPERUSER, Database, Run
 from tests.ledger.test_cli import ledger
-from tests.ledger.test_export import post_some
+from tests.ledger.test_export import post_all, post_some
+from tests.rewards import reward
+from tests.test_readme import README
 
 
 def test_an_export_is_told_in_a_table_and_in_json(
@@ -27,6 +30,28 @@ def test_an_export_is_told_in_a_table_and_in_json(
     assert done.stderr == ""
     told = ledger(database, "export", str(tmp_path / "b"), "--format", "hledger", "--json")
     assert json.loads(told.stdout) == [json.loads((tmp_path / "b" / "manifest.json").read_text())]
+
+
+DATES = re.compile(r"20\d\d-\d\d-\d\d(T[0-9:.]+Z)?")
+
+
+def test_the_readme_shows_what_is_printed_and_written(
+    database: Database, run: Run, tmp_path: Path
+) -> None:
+    example = reward(
+        "acdc71c6-08ad-4cd9-8c1e-3c812487b854",
+        "15",
+        user_id="test-8-june-9",
+        campaign_id="6bab1116-ae8e-4644-9cee-7a3d8ee9aff3",
+    )
+    post_all(database, run, [example])
+    done = ledger(database, "export", str(tmp_path / "books"), "--format", "beancount")
+    shown = DATES.sub("T", README)
+    assert done.stdout.replace(f"{tmp_path}/", "") in README
+    for name in ("postings-000001.beancount", "balances.beancount"):
+        assert DATES.sub("T", (tmp_path / "books" / name).read_text()) in shown
+    assert "  ".join(sorted(path.name for path in (tmp_path / "books").iterdir())) in README
+    assert "beancount: agrees in all 2 balances" in ledger(database, "second-opinion").stdout
 
 
 def test_an_export_of_books_that_do_not_hold_exits_1(
