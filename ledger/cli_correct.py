@@ -19,7 +19,6 @@ from ledger.correction import Adjustment, Corrected, Proposal, Reversal
 from ledger.database import Connection, Role
 from ledger.errors import (
     BalanceTooLow,
-    BrokenRule,
     IdempotencyConflict,
     InvalidAmount,
     NothingToReverse,
@@ -48,7 +47,6 @@ SENTENCES: dict[type[Refused], str] = {
     IdempotencyConflict: "The key stands for something else: choose another --key.",
     ProposalNotFound: "Nothing waits under this key: see `ledger adjust list --all`.",
     SamePerson: "Somebody else than who proposed it must approve it: --by.",
-    BrokenRule: "A rule of the books refuses it: {}.",
 }
 """What a person is told of each refusal, and what to do next."""
 

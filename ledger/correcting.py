@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
+from ledger.account import USER
 from ledger.correction import Adjustment, Corrected, CorrectionKind, Proposal, Reversal
 from ledger.database import Connection
 from ledger.errors import (
@@ -185,8 +186,9 @@ async def approve(
 ) -> Corrected:
     """Post what was proposed under ``key``; ``actor`` must be another person than proposed it.
 
-    Asked again, it gives what stands there. Raises ``ProposalNotFound``, ``SamePerson`` and
-    ``BalanceTooLow``; then it stays open.
+    Asked again, it gives what stands there. Raises ``ProposalNotFound``, ``SamePerson``,
+    ``BalanceTooLow`` unless ``may_go_below_zero``, and ``IdempotencyConflict`` when a reversal took
+    the key since it was proposed; then it stays open.
     """
     async with connection.transaction():
         row = await (await connection.execute(_GET_PROPOSAL, {"key": key})).fetchone()
@@ -195,6 +197,8 @@ async def approve(
         proposal = _proposal(*row)
         before = await get_correction(connection, key)
         if before is not None:
+            if before.kind is not CorrectionKind.ADJUSTMENT:
+                raise IdempotencyConflict
             return before
         if proposal.state != "open":
             raise ProposalNotFound
@@ -316,7 +320,9 @@ async def _post(
         # The key was taken, for something else, since it was looked for.
         raise IdempotencyConflict
     row = await (await connection.execute(_POST, parameters)).fetchone()
-    if row is not None and row[0] < 0 and not may_go_below_zero:
+    # What is credited to a user who is below zero already brings the balance nearer to it.
+    is_debited = posting.debit_account == USER.account(record.user_id)
+    if row is not None and row[0] < 0 and is_debited and not may_go_below_zero:
         raise BalanceTooLow(plain(str(row[0])))
     posted = await get_correction(connection, record.key)
     if posted is None:

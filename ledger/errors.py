@@ -84,7 +84,7 @@ class TooMuchToReverse(Refused):
 
 
 class BalanceTooLow(Refused):
-    """The user's balance would go below zero, to ``balance``, a decimal string."""
+    """What is taken would bring the user's balance below zero: to ``balance``, a decimal string."""
 
     def __init__(self, balance: str) -> None:
         super().__init__(balance)

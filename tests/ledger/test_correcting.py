@@ -182,6 +182,49 @@ def test_a_balance_goes_below_zero_only_where_that_is_allowed(database: Database
     run(main())
 
 
+def test_what_is_credited_to_a_balance_below_zero_needs_no_leave(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        books = Books(database)
+        await books.fill()
+        await books.correct(propose, adjustment("taken", "-500"), "ann")
+        await books.correct(approve, "taken", "bob", may_go_below_zero=True)
+        await books.correct(propose, adjustment("given", "25"), "ann")
+        assert (await books.correct(approve, "given", "bob")).balance_after == "-75"
+        await books.hold()
+
+    run(main())
+
+
+def test_a_key_that_a_reversal_took_approves_nothing(database: Database, run: Run) -> None:
+    async def main() -> None:
+        books = Books(database)
+        await books.fill()
+        await books.correct(propose, adjustment("key"), "ann")
+        await books.correct(reverse, reversal("key", "1"))
+        with pytest.raises(IdempotencyConflict):
+            await books.correct(approve, "key", "bob")
+        assert [each.state for each in await books.correct(correcting.list_proposals)] == ["open"]
+        assert await books.balance() == "399"
+        await books.hold()
+
+    run(main())
+
+
+def test_a_correction_has_a_place_in_commit_order(database: Database, run: Run) -> None:
+    async def main() -> None:
+        books = Books(database)
+        await books.fill()
+        await books.correct(reverse, reversal())
+
+    run(main())
+    assert database.rows("""
+        SELECT corrections.number BETWEEN first_number AND last_number
+        FROM corrections JOIN commits ON commits.written_by = corrections.written_by
+    """) == [(True,)]
+
+
 def test_an_adjustment_needs_two_persons(database: Database, run: Run) -> None:
     async def main() -> None:
         books = Books(database)
