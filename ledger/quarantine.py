@@ -81,6 +81,7 @@ class Quarantine:
         await self._coalescer.drain()
 
     async def _keep(self, deliveries: list[Unposted]) -> list[None]:
+        # Asked again after a lost answer it may count a delivery twice, and keeps it once.
         await self._pool.ask(keep, deliveries)
         return [None] * len(deliveries)
 

@@ -80,7 +80,7 @@ def initialise(directory: Path) -> None:
 def throw_away_postgres() -> Iterator[EmbeddedPostgres]:
     """A migrated server with empty books, gone afterwards; also to be stopped and killed before.
 
-    It does not wait for the disk, which would take half of the whole run: what is killed here are
+    It does not wait for the disk, which would take much of the whole run: what is killed here are
     processes, and what they have written then is in the system's hands.
     """
     with tempfile.TemporaryDirectory(prefix="ledger-tests-", ignore_cleanup_errors=True) as name:
