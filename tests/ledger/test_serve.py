@@ -77,6 +77,25 @@ class Service:
         found: dict[Labels, float] = samples(self.scraped(), "ledger_calls_total")
         return found.get(labelled(method="GetBalance", status="OK"), 0)
 
+    def comes_up(self) -> bool:
+        """Whether it answers; false when somebody else was given its port meanwhile.
+
+        Fails with what it said when it does neither.
+        """
+        end = time.monotonic() + SECONDS_MAX
+        trouble = ""
+        while self.process.poll() is None and time.monotonic() < end:
+            try:
+                assert self.ask() == "400"
+            except grpc.RpcError as error:
+                trouble = str(error)
+                time.sleep(0.05)
+            else:
+                return True
+        if "cannot be bound" in self.said():
+            return False
+        pytest.fail(f"status {self.process.poll()}, {trouble}, said: {self.said()}")
+
     def processes(self) -> list[psutil.Process]:
         """Those that the first one started and that live."""
         children = psutil.Process(self.process.pid).children()
@@ -122,7 +141,9 @@ def running(database: Database, **changed: str) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="service-") as name:
         service = Service(database.url("ledger_reader"), Path(name), **changed)
         try:
-            wait_until(lambda: service.ask() == "400")
+            if not service.comes_up():
+                service = Service(database.url("ledger_reader"), Path(name), **changed)
+                assert service.comes_up()
             yield service
         finally:
             service.end()
