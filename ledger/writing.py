@@ -12,6 +12,8 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import NamedTuple
 
+from psycopg import AsyncRawCursor
+
 from ledger.coalescing import Coalescer, Seconds
 from ledger.database import Connection, Pool, array
 from ledger.errors import (
@@ -208,12 +210,10 @@ WITH batch AS MATERIALIZED (
         webhook_type, believed_bytes, fingerprint, debit_account, credit_account,
         currencies.scale AS decimals
     FROM unnest(
-        %(reward_id)s::text[], %(user_id)s::text[], %(campaign_id)s::text[], %(type)s::text[],
-        %(reward_type)s::text[], %(reward_name)s::text[], %(reward_amount)s::numeric[],
-        %(currency)s::text[], %(code)s::text[], %(status)s::text[], %(transaction_id)s::text[],
-        %(reward_expires_at)s::timestamptz[], %(reward_category)s::text[], %(details)s::json[],
-        %(body)s::text[], %(tnc)s::json[], %(webhook_type)s::text[], %(believed_bytes)s::bytea[],
-        %(fingerprint)s::bytea[], %(debit_account)s::text[], %(credit_account)s::text[]
+        $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::numeric[],
+        $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[], $13::text[],
+        $14::json[], $15::text[], $16::json[], $17::text[], $18::bytea[], $19::bytea[],
+        $20::text[], $21::text[]
     ) AS told (
         reward_id, user_id, campaign_id, type,
         reward_type, reward_name, reward_amount,
@@ -296,18 +296,15 @@ totalled AS (
 SELECT accepted.reward_id, posted.version, coalesce(posted.posted_at, accepted.recorded_at)
 FROM accepted LEFT JOIN posted ON posted.reward_id = accepted.reward_id
 """
-# Not over 4096 characters: psycopg parses a longer text anew each time.
-_POST = " ".join(_POST.split())
-
-_COLUMNS = (*Reward._fields, "fingerprint", "debit_account", "credit_account")
 
 
 async def _insert(connection: Connection, rewards: list[Reward]) -> dict[str, _Standing]:
     """Posts what is not there yet and can be booked; the rewards that were, by rewardId."""
     by_id = {reward.reward_id: (reward, reward.fingerprint()) for reward in rewards}
     rows = [_row(reward, fingerprint) for reward, fingerprint in by_id.values()]
-    columns = zip(_COLUMNS, zip(*rows, strict=True), strict=True)
-    cursor = await connection.execute(_POST, {name: array(values) for name, values in columns})
+    # Raw: psycopg parses placeholders of its own anew for each batch in a text as long as this.
+    cursor = AsyncRawCursor(connection)
+    await cursor.execute(_POST, [array(values) for values in zip(*rows, strict=True)])
     standing = {}
     for reward_id, version, posted_at in await cursor.fetchall():
         reward, fingerprint = by_id[reward_id]
@@ -318,6 +315,7 @@ async def _insert(connection: Connection, rewards: list[Reward]) -> dict[str, _S
 
 
 def _row(reward: Reward, fingerprint: bytes) -> tuple[object, ...]:
+    """What the statement is told of a reward, in the order of its placeholders."""
     posting = reward.posting()
     debit, credit = (posting.debit_account, posting.credit_account) if posting else (None, None)
     return (*reward, fingerprint, debit, credit)

@@ -11,9 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import _queries
 
-from ledger import writing
 from ledger.database import Connection, Pool, Role
 from ledger.errors import (
     BrokenRule,
@@ -825,11 +823,6 @@ def test_what_is_too_much_is_turned_away_at_once_and_nothing_of_it_is_done(
 
     run(main())
     assert len(database.rows("SELECT reward_id FROM rewards")) == 3
-
-
-def test_the_statement_that_posts_is_short_enough_to_be_parsed_once() -> None:
-    assert len(writing._POST) <= _queries.MAX_CACHED_STATEMENT_LENGTH
-    assert len(writing._COLUMNS) <= _queries.MAX_CACHED_STATEMENT_PARAMS
 
 
 def outlined(outcome: Any) -> tuple[Any, ...]:
