@@ -35,6 +35,8 @@ OLDEST_BYTES_MAX = 1024 * 1024
 ROOM_BYTES = 64 * 1024
 """What ``Spool.has_room`` takes for a large text."""
 
+LONG_AGO = datetime.fromtimestamp(0, UTC)
+
 _EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 _PUT = """
@@ -183,10 +185,12 @@ class Spool:
                 (after, limit),
             )
             with closing(rows):
-                for number, tries, digest, text, token, form, received_at in rows:
-                    delivery = Delivery(text, token, form, datetime.fromisoformat(received_at))
+                for number, tries, digest, kept, token, form, received_at in rows:
+                    text = kept if isinstance(kept, bytes) else str(kept).encode()
+                    delivery = Delivery(text, _name(token), _name(form), _time(received_at))
                     is_whole = sha256(text).digest() == digest
-                    found.append(Waiting(number, tries, is_whole, delivery))
+                    tried = tries if isinstance(tries, int) else 0
+                    found.append(Waiting(number, tried, is_whole, delivery))
                     found_bytes += len(text)
                     if found_bytes > OLDEST_BYTES_MAX:
                         break
@@ -228,7 +232,7 @@ class Spool:
             size = sum(size_bytes(self.directory, suffix) for suffix in ("", "-wal", "-shm"))
         age = None
         if oldest:
-            waited = datetime.now(UTC) - datetime.fromisoformat(oldest[0])
+            waited = datetime.now(UTC) - _time(oldest[0])
             age = max(0.0, waited.total_seconds())
         return SpoolStatus(count - set_aside, set_aside, size, age)
 
@@ -261,3 +265,16 @@ class Spool:
             return identity(self.directory) == self._identity
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+
+def _name(kept: object) -> str | None:
+    return None if kept is None else str(kept)
+
+
+def _time(kept: object) -> datetime:
+    """When a delivery arrived; the beginning of time where that was damaged on disk."""
+    try:
+        told = datetime.fromisoformat(str(kept))
+    except ValueError:
+        return LONG_AGO
+    return told if told.tzinfo else LONG_AGO

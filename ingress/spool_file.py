@@ -118,6 +118,8 @@ def connect(directory: Path, size_max_bytes: int) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    # One damaged name must not keep back what waits behind it.
+    connection.text_factory = lambda kept: kept.decode(errors="replace")
     try:
         connection.executescript(_SETTINGS)
         log_pages = log_share_bytes(size_max_bytes) // 4 // PAGE_BYTES

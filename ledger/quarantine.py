@@ -91,16 +91,16 @@ INSERT INTO quarantine AS kept (
     believed_bytes_sha256, believed_bytes, reason, detail, reward_id, token, form, content_type,
     read_under, seen, first_seen_at, last_seen_at
 )
-SELECT
-    sha256(told.believed_bytes), told.believed_bytes,
-    min(reason), min(detail), min(reward_id), min(token), min(form), min(content_type),
-    min(read_under), count(*), statement_timestamp(), statement_timestamp()
+SELECT DISTINCT ON (sha256(told.believed_bytes))
+    sha256(told.believed_bytes), told.believed_bytes, reason, detail, reward_id, token, form,
+    content_type, read_under, count(*) OVER (PARTITION BY told.believed_bytes),
+    statement_timestamp(), statement_timestamp()
 FROM unnest(
     %(believed_bytes)s::bytea[], %(reason)s::text[], %(detail)s::text[], %(reward_id)s::text[],
     %(token)s::text[], %(form)s::text[], %(content_type)s::text[], %(read_under)s::text[]
-) AS told (believed_bytes, reason, detail, reward_id, token, form, content_type, read_under)
-GROUP BY told.believed_bytes
-ORDER BY 1
+) WITH ORDINALITY
+    AS told (believed_bytes, reason, detail, reward_id, token, form, content_type, read_under, turn)
+ORDER BY 1, turn DESC
 ON CONFLICT (believed_bytes_sha256) DO UPDATE SET
     reason = CASE WHEN kept.state = 'open' THEN excluded.reason ELSE kept.reason END,
     detail = CASE WHEN kept.state = 'open' THEN excluded.detail ELSE kept.detail END,
@@ -113,6 +113,8 @@ ON CONFLICT (believed_bytes_sha256) DO UPDATE SET
 
 async def keep(connection: Connection, deliveries: Sequence[Unposted]) -> None:
     """Keep every delivery, once for each distinct body; one seen before is counted.
+
+    Of the same body told more than once, what was told last is kept.
 
     A body that was dealt with stays so: only the count and the last time change.
     """

@@ -174,6 +174,39 @@ def test_what_was_damaged_and_comes_again_is_whole_again(
     assert all(one.is_whole for one in waiting(spool))
 
 
+@pytest.mark.parametrize(
+    ("damage", "is_whole"),
+    [
+        ("received_at = 'yesterday'", True),
+        ("received_at = '2026-11-01T10:00:00'", True),
+        ("received_at = x'ff'", True),
+        ("token = CAST(x'ff' AS TEXT)", True),
+        ("form = 7", True),
+        ("tries = 'many'", True),
+        ("text = 'one'", True),
+        ("text = 7", False),
+        ("text = ''", False),
+        ("digest = 'd'", False),
+    ],
+)
+def test_a_damaged_column_keeps_nothing_back(
+    directory: Path, spool: Spool, damage: str, is_whole: bool
+) -> None:
+    spool.put([delivery("one"), delivery("two")])
+    with closing(sqlite3.connect(directory / FILE_NAME)) as connection:
+        connection.execute(f"UPDATE deliveries SET {damage} WHERE number = 1")
+        connection.commit()
+    damaged, whole = waiting(spool)
+    assert (damaged.is_whole, whole.is_whole, whole.delivery.text) == (is_whole, True, b"two")
+    assert damaged.delivery.received_at.tzinfo is not None
+    assert isinstance(damaged.delivery.token, str)
+    assert isinstance(damaged.delivery.form, str)
+    assert isinstance(damaged.tries, int)
+    assert spool.status()[:2] == (2, 0)
+    spool.note_tries([1])
+    spool.remove([1, 2])
+
+
 def test_what_waits_and_comes_again_stays_as_it_is(spool: Spool) -> None:
     spool.put([delivery("one")])
     spool.note_tries([1])

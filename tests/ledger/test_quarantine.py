@@ -104,6 +104,11 @@ def test_what_was_dealt_with_keeps_its_reason_and_what_is_open_tells_the_newest(
     keep_all(database, run, first)
     keep_all(database, run, later)
     assert database.rows(told) == [("IdempotencyConflict", None, "reward-1", 2)]
+    # Of one batch too, and never what was mixed from both.
+    keep_all(database, run, later, first)
+    assert database.rows(told) == [("NotAReward", "userId is missing", None, 4)]
+    keep_all(database, run, first, later)
+    assert database.rows(told) == [("IdempotencyConflict", None, "reward-1", 6)]
 
     async def main() -> None:
         async with database.connected() as connection:
@@ -111,7 +116,7 @@ def test_what_was_dealt_with_keeps_its_reason_and_what_is_open_tells_the_newest(
 
     run(main())
     keep_all(database, run, first)
-    assert database.rows(told) == [("IdempotencyConflict", None, "reward-1", 3)]
+    assert database.rows(told) == [("IdempotencyConflict", None, "reward-1", 7)]
 
 
 def test_a_conflict_shows_both_bodies_and_what_differs(database: Database, run: Run) -> None:
