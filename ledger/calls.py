@@ -27,7 +27,8 @@ from ledger.errors import (
     where,
 )
 from ledger.observing import OK, Observation, Observer
-from ledger.service import SERVICE, LedgerService, Part, Problem, problem_of
+from ledger.problems import Problem, problem_of
+from ledger.service import SERVICE, LedgerService, Part
 from ledger.v1 import ledger_pb2 as pb
 
 MESSAGE_SECONDS_MAX = 5.0

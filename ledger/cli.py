@@ -16,6 +16,7 @@ from ledger.correcting import list_reversed
 from ledger.database import Connection
 from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
+from ledger.history import RecordedReward, RewardFilter, list_rewards
 from ledger.money import CURRENCY_CODE, Currency
 from ledger.operations import migrate as migrating
 from ledger.operations import processes
@@ -175,10 +176,10 @@ def history(
 
     Example: ledger history testuser1 --limit 10
     """
-    chosen = reading.RewardFilter(user)
+    chosen = RewardFilter(user)
 
-    async def look(connection: Connection) -> tuple[list[reading.RecordedReward], dict[str, str]]:
-        found = await reading.list_rewards(connection, chosen, page.FIRST, limit)
+    async def look(connection: Connection) -> tuple[list[RecordedReward], dict[str, str]]:
+        found = await list_rewards(connection, chosen, page.FIRST, limit)
         reward_ids = [reward.reward_id for reward in found.rewards]
         return found.rewards, await list_reversed(connection, reward_ids)
 
@@ -186,7 +187,7 @@ def history(
     show([_line(reward, taken_back.get(reward.reward_id)) for reward in rewards], as_json=as_json)
 
 
-def _line(reward: reading.RecordedReward, taken_back: str | None) -> dict[str, Any]:
+def _line(reward: RecordedReward, taken_back: str | None) -> dict[str, Any]:
     booked = reward.posting
     return {
         "recorded": reward.recorded_at,

@@ -14,8 +14,8 @@ import psycopg
 
 from ledger.database import Connection
 from ledger.errors import DatabaseUnavailable, InvalidArgument
+from ledger.history import RecordedReward, recorded_reward
 from ledger.place import BEGINNING, Place
-from ledger.reading import RecordedReward, recorded_reward
 
 STRETCH_SIZE_MAX = 256
 STRETCH_LENGTH_MAX = 128 * 1024

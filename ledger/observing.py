@@ -20,7 +20,7 @@ from ledger.config import ServeSettings
 from ledger.errors import where
 from ledger.lines import Lines, json_line
 from ledger.metrics import Metrics
-from ledger.service import PROBLEMS
+from ledger.problems import PROBLEMS
 from ledger.tracing import Parent, Span, configured_span, parent_of
 from ledger.v1 import ledger_pb2 as pb
 

@@ -3,7 +3,7 @@
 import struct
 
 from ledger.errors import InvalidArgument
-from ledger.reading import RewardFilter
+from ledger.history import RewardFilter
 from ledger.seal import BrokenSeal, Seal
 
 FIRST = 2**63 - 1

@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ledger.calls import Context, Handler, Refusal, message_of, refusal_of
 from ledger.errors import Overloaded
-from ledger.service import DOMAIN, Problem
+from ledger.problems import DOMAIN, Problem
 
 STREAMS_MAX = 200
 """How many streams of health and reflection may be open at once."""

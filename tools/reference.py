@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import (
 
 from ledger.client.errors import REASONS
 from ledger.errors import Unavailable
-from ledger.service import DOMAIN, PROBLEMS
+from ledger.problems import DOMAIN, PROBLEMS
 
 # Under which numbers protobuf keeps the words about the parts of a file: they are those of the
 # fields of FileDescriptorProto and, for all that has members, of what they are members of.

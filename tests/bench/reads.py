@@ -12,8 +12,8 @@ import psycopg
 
 from ledger import page
 from ledger.embedded import EmbeddedPostgres
+from ledger.history import RewardFilter
 from ledger.operations.migrate import migrate
-from ledger.reading import RewardFilter
 from ledger.seal import Seal
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub

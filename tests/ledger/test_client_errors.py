@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 
-from ledger import errors, service
+from ledger import errors, problems
 from ledger.client import (
     AsyncLedgerClient,
     BooksUnavailable,
@@ -153,7 +153,7 @@ def test_a_service_without_its_books_is_told_from_one_that_is_not_there(
                 error = await caught(ask, timeout_seconds=20)
             assert type(error) is BooksUnavailable
             assert isinstance(error, Unavailable)
-            assert error.retry_seconds == service.RETRY_SECONDS
+            assert error.retry_seconds == problems.RETRY_SECONDS
 
     run(main())
 
@@ -213,8 +213,8 @@ REFUSALS: list[tuple[Exception, type[ClientError]]] = [
 
 
 def test_every_problem_of_the_service_has_its_own_error() -> None:
-    told = {service.problem_of(error)[0].reason for error, _ in REFUSALS}
-    assert told == {problem.reason for problem in service.PROBLEMS.values()}
+    told = {problems.problem_of(error)[0].reason for error, _ in REFUSALS}
+    assert told == {problem.reason for problem in problems.PROBLEMS.values()}
 
 
 @KINDS
@@ -222,7 +222,7 @@ def test_every_problem_is_raised_as_its_error_and_can_be_sent_to_another_process
     run: Run, kind: type[Any]
 ) -> None:
     async def check(raised: Exception, expected: type[ClientError]) -> None:
-        problem, status = service.problem_of(raised)
+        problem, status = problems.problem_of(raised)
         refusal = (problem.status, status.SerializeToString())
         async with refusing(*[refusal] * 5) as (_, address), client(kind, address) as ask:
             error = await caught(ask)
@@ -230,7 +230,7 @@ def test_every_problem_is_raised_as_its_error_and_can_be_sent_to_another_process
         assert (error.status, error.reason) == (problem.status, problem.reason)
         assert isinstance(error, Unavailable) is isinstance(raised, errors.Unavailable)
         if isinstance(error, Unavailable):
-            assert error.retry_seconds == service.RETRY_SECONDS
+            assert error.retry_seconds == problems.RETRY_SECONDS
         if isinstance(error, PermissionDenied):
             assert error.scope == "history"
             assert "history" in str(error)

@@ -24,7 +24,7 @@ from ledger.client import (
     watching,
 )
 from ledger.errors import FellBehind
-from ledger.service import problem_of
+from ledger.problems import problem_of
 from ledger.v1 import ledger_pb2 as pb
 from tests.conftest import Database, Run
 from tests.ledger.test_server import process

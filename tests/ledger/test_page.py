@@ -6,7 +6,7 @@ import pytest
 
 from ledger import page
 from ledger.errors import InvalidArgument
-from ledger.reading import RewardFilter
+from ledger.history import RewardFilter
 from ledger.seal import BrokenSeal, Seal
 
 AT = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)

@@ -10,12 +10,13 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from ledger import reading
+from ledger import history, reading
 from ledger.database import Connection, Pool, Role
 from ledger.errors import DatabaseUnavailable, RewardNotFound
+from ledger.history import RewardFilter
 from ledger.money import plain
 from ledger.operations.migrate import MIGRATIONS
-from ledger.reading import Balance, BalanceKey, PastBalanceKey, Reader, RewardFilter
+from ledger.reading import Balance, BalanceKey, PastBalanceKey, Reader
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
 from tests.rewards import reward
@@ -83,7 +84,7 @@ async def plan_of(connection: Connection, statement: str, parameters: dict[str, 
             5000,
         ),
         (
-            reading._LIST_REWARDS,
+            history._LIST_REWARDS,
             {
                 **RewardFilter("user-1", "USD")._asdict(),
                 "before": 2**62,
@@ -95,7 +96,7 @@ async def plan_of(connection: Connection, statement: str, parameters: dict[str, 
             30,
         ),
         (
-            reading._GET_REWARD,
+            history._GET_REWARD,
             {"reward_id": "reward-1"},
             "reward_is_recorded_once",
             5000,
@@ -133,7 +134,7 @@ def test_a_page_reads_no_more_than_it_tells_wherever_it_is_and_whatever_it_passe
         async with database.connected(Role.READER) as connection:
             chosen = RewardFilter("user-1")
             for _ in range(6):
-                assert not (await reading.list_rewards(connection, chosen, 2**62, 50)).rewards
+                assert not (await history.list_rewards(connection, chosen, 2**62, 50)).rewards
             database.rows("ALTER TABLE rewards SET (autovacuum_enabled = false)")
             async with database.connected() as writer:
                 for start in range(0, 5000, 500):
@@ -148,7 +149,7 @@ def test_a_page_reads_no_more_than_it_tells_wherever_it_is_and_whatever_it_passe
                     (chosen._replace(end_time=datetime(2000, 1, 1, tzinfo=UTC)), 2**62, 0),
                 ):
                     looked_before = await blocks(connection)
-                    page = await reading.list_rewards(
+                    page = await history.list_rewards(
                         connection, asked, before, 50, looked_at_max=200
                     )
                     assert (len(page.rewards), page.below is not None) == (expected, True)
@@ -166,7 +167,7 @@ def test_of_large_rewards_a_page_takes_no_more_than_its_length(
             await post(connection, [reward(f"r-{i}", "1", details=details) for i in range(10, 30)])
         async with database.connected(Role.READER) as connection:
             chosen = RewardFilter("user-1")
-            page = await reading.list_rewards(connection, chosen, 2**62, 50, length_max=95_000)
+            page = await history.list_rewards(connection, chosen, 2**62, 50, length_max=95_000)
         # The last one may pass it, so that a page is never empty.
         assert [told.reward_id for told in page.rewards] == [f"r-{i}" for i in range(29, 19, -1)]
         assert page.below == page.rewards[-1].number

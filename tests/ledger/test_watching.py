@@ -17,9 +17,9 @@ from ledger.config import AccessSettings, ServeSettings
 from ledger.database import Connection, Role, conninfo
 from ledger.embedded import EmbeddedPostgres
 from ledger.errors import InvalidArgument
+from ledger.history import RewardFilter
 from ledger.operations.migrate import MIGRATIONS, migrate
 from ledger.place import BEGINNING, Place
-from ledger.reading import RewardFilter
 from ledger.seal import Seal
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub

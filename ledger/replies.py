@@ -1,0 +1,66 @@
+"""What is told: from values to messages."""
+
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ledger.callers import Scope, calling
+from ledger.history import RecordedReward
+from ledger.reading import Balance
+from ledger.v1 import ledger_pb2 as pb
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def timestamp(at: datetime | None) -> Timestamp | None:
+    """``at`` to the microsecond; nothing for ``None``."""
+    if at is None:
+        return None
+    seconds, microseconds = divmod((at - _EPOCH) // _MICROSECOND, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=microseconds * 1000)
+
+
+def amount(currency: str, value: str) -> pb.Amount:
+    """``value``, a decimal string, of ``currency``."""
+    return pb.Amount(currency=currency, value=value)
+
+
+def balance(balance: Balance) -> pb.Balance:
+    """The balance."""
+    return pb.Balance(
+        user_id=balance.user_id,
+        amount=amount(balance.currency, balance.value),
+        version=balance.version,
+        posted_at=timestamp(balance.posted_at),
+    )
+
+
+def reward(reward: RecordedReward) -> pb.Reward:
+    """The reward, with its code if whoever asks may see that."""
+    posting = None
+    if (booked := reward.posting) is not None:
+        posting = pb.Posting(
+            debit_account=booked.debit_account,
+            credit_account=booked.credit_account,
+            amount=amount(booked.currency, booked.amount),
+            version=booked.version,
+            balance_after=amount(booked.currency, booked.balance_after),
+            posted_at=timestamp(booked.posted_at),
+        )
+    return pb.Reward(
+        reward_id=reward.reward_id,
+        user_id=reward.user_id,
+        campaign_id=reward.campaign_id,
+        type=reward.type or "",
+        reward_type=reward.reward_type or "",
+        reward_name=reward.reward_name or "",
+        status=reward.status or "",
+        transaction_id=reward.transaction_id or "",
+        category=reward.category or "",
+        details_json=reward.details or "",
+        expires_at=timestamp(reward.expires_at),
+        recorded_at=timestamp(reward.recorded_at),
+        posting=posting,
+        code=(reward.code or "") if Scope.CODES in calling.get().scopes else "",
+    )

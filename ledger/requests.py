@@ -1,0 +1,88 @@
+"""What is asked: from a request's fields to values; ``InvalidArgument`` names the field."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ledger.errors import InvalidArgument
+from ledger.history import RecordedReward, RewardFilter
+from ledger.money import CURRENCY_CODE
+from ledger.reading import BalanceKey
+from ledger.reward import IDENTIFIER_LENGTH_MAX
+from ledger.v1 import ledger_pb2 as pb
+
+
+def balance_key(user_id: str, currency: str, path: str) -> BalanceKey:
+    """Which balance is asked for; ``path`` stands before the names of its fields."""
+    return BalanceKey(
+        identifier(user_id, f"{path}user_id"), currency_code(currency, f"{path}currency")
+    )
+
+
+def identifier(value: str, field: str) -> str:
+    """A required identifier."""
+    if not 0 < len(value) <= IDENTIFIER_LENGTH_MAX:
+        raise InvalidArgument(field, f"is not 1 to {IDENTIFIER_LENGTH_MAX} characters long")
+    if "\0" in value:
+        raise InvalidArgument(field, "holds a NUL")
+    return value
+
+
+def currency_code(value: str, field: str) -> str:
+    """A required currency, in upper case."""
+    code = value.upper()
+    if not value.isascii() or CURRENCY_CODE.fullmatch(code) is None:
+        raise InvalidArgument(field, "is not a currency's code")
+    return code
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def time_of(timestamp: Timestamp, field: str) -> datetime:
+    """Postgres keeps microseconds: what lies between two of them belongs to the earlier."""
+    try:
+        if not 0 <= timestamp.nanos <= 999_999_999:
+            raise InvalidArgument(field, "is not a time")
+        return _EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanos // 1000)
+    except OverflowError:
+        raise InvalidArgument(field, "is not a time") from None
+
+
+def history_filter(request: pb.ListRewardsRequest) -> RewardFilter:
+    """Which part of a user's history is asked for."""
+    start = time_of(request.start_time, "start_time") if request.HasField("start_time") else None
+    end = time_of(request.end_time, "end_time") if request.HasField("end_time") else None
+    if start is not None and end is not None and end < start:
+        raise InvalidArgument("end_time", "is before start_time")
+    campaign_id, type_ = request.campaign_id, request.type
+    return RewardFilter(
+        user_id=identifier(request.user_id, "user_id"),
+        currency=currency_code(request.currency, "currency") if request.currency else None,
+        campaign_id=identifier(campaign_id, "campaign_id") if campaign_id else None,
+        type=identifier(type_, "type") if type_ else None,
+        start_time=start,
+        end_time=end,
+    )
+
+
+def choice(request: pb.WatchRewardsRequest) -> Callable[[RecordedReward], bool] | None:
+    """Whether a reward is asked for; ``None`` when every one is."""
+    user_id = identifier(request.user_id, "user_id") if request.user_id else None
+    currency = currency_code(request.currency, "currency") if request.currency else None
+    campaign_id = identifier(request.campaign_id, "campaign_id") if request.campaign_id else None
+    type_ = identifier(request.type, "type") if request.type else None
+    if user_id is currency is campaign_id is type_ is None:
+        return None
+
+    def is_chosen(reward: RecordedReward) -> bool:
+        return (
+            user_id in {None, reward.user_id}
+            and campaign_id in {None, reward.campaign_id}
+            and type_ in {None, reward.type}
+            and currency in {None, reward.posting and reward.posting.currency}
+        )
+
+    return is_chosen
