@@ -17,8 +17,14 @@ def timestamp(at: datetime | None) -> Timestamp | None:
     """``at`` to the microsecond; nothing for ``None``."""
     if at is None:
         return None
-    seconds, microseconds = divmod((at - _EPOCH) // _MICROSECOND, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=microseconds * 1000)
+    reply = Timestamp()
+    _write_time(at, reply)
+    return reply
+
+
+def _write_time(at: datetime, reply: Timestamp) -> None:
+    reply.seconds, microseconds = divmod((at - _EPOCH) // _MICROSECOND, 1_000_000)
+    reply.nanos = microseconds * 1000
 
 
 def amount(currency: str, value: str) -> pb.Amount:
@@ -26,14 +32,18 @@ def amount(currency: str, value: str) -> pb.Amount:
     return pb.Amount(currency=currency, value=value)
 
 
-def balance(balance: Balance) -> pb.Balance:
-    """The balance."""
-    return pb.Balance(
-        user_id=balance.user_id,
-        amount=amount(balance.currency, balance.value),
-        version=balance.version,
-        posted_at=timestamp(balance.posted_at),
-    )
+def write_balance(balance: Balance, reply: pb.Balance) -> None:
+    """Write the balance into ``reply``, which is empty.
+
+    In place: messages made apart and copied into each other take more than twice as long.
+    """
+    reply.user_id = balance.user_id
+    reply.version = balance.version
+    told = reply.amount
+    told.currency = balance.currency
+    told.value = balance.value
+    if balance.posted_at is not None:
+        _write_time(balance.posted_at, reply.posted_at)
 
 
 def reward(reward: RecordedReward) -> pb.Reward:

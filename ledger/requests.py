@@ -1,6 +1,6 @@
 """What is asked: from a request's fields to values; ``InvalidArgument`` names the field."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,11 +13,20 @@ from ledger.reward import IDENTIFIER_LENGTH_MAX
 from ledger.v1 import ledger_pb2 as pb
 
 
-def balance_key(user_id: str, currency: str, path: str) -> BalanceKey:
-    """Which balance is asked for; ``path`` stands before the names of its fields."""
-    return BalanceKey(
-        identifier(user_id, f"{path}user_id"), currency_code(currency, f"{path}currency")
-    )
+def balance_key(user_id: str, currency: str) -> BalanceKey:
+    """Which balance is asked for."""
+    return BalanceKey(identifier(user_id, "user_id"), currency_code(currency, "currency"))
+
+
+def balance_keys(asked: Iterable[pb.BalanceKey]) -> list[BalanceKey]:
+    """Which balances are asked for; the error names the first that is wrong by its place."""
+    keys: list[BalanceKey] = []
+    try:
+        for key in asked:
+            keys.append(balance_key(key.user_id, key.currency))  # noqa: PERF401 - counted if it fails
+    except InvalidArgument as error:
+        raise InvalidArgument(f"keys[{len(keys)}].{error.field}", error.reason) from None
+    return keys
 
 
 def identifier(value: str, field: str) -> str:

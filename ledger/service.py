@@ -10,7 +10,8 @@ from ledger.callers import Scope, calling
 from ledger.commits import Committed, Stretch
 from ledger.errors import InvalidArgument
 from ledger.reading import PastBalanceKey, Reader
-from ledger.requests import balance_key, choice, history_filter, identifier, time_of
+from ledger.replies import write_balance
+from ledger.requests import balance_key, balance_keys, choice, history_filter, identifier, time_of
 from ledger.seal import Seal
 from ledger.v1 import ledger_pb2 as pb
 from ledger.watching import HEARTBEAT_SECONDS, Feed
@@ -42,21 +43,26 @@ class LedgerService:
 
     async def get_balance(self, request: pb.GetBalanceRequest) -> pb.GetBalanceResponse:
         """One balance, now or as of a time; concurrent calls share a round trip."""
-        key = balance_key(request.user_id, request.currency, "")
+        key = balance_key(request.user_id, request.currency)
         if request.HasField("as_of"):
             balance = await self._reader.past_balance(
                 PastBalanceKey(*key, time_of(request.as_of, "as_of"))
             )
         else:
             balance = await self._reader.balance(key)
-        return pb.GetBalanceResponse(balance=replies.balance(balance))
+        response = pb.GetBalanceResponse()
+        write_balance(balance, response.balance)
+        return response
 
     async def list_balances(self, request: pb.ListBalancesRequest) -> pb.ListBalancesResponse:
         """All balances of a user, by currency, now or as of a time."""
         user_id = identifier(request.user_id, "user_id")
         as_of = time_of(request.as_of, "as_of") if request.HasField("as_of") else None
         balances = await self._reader.balances_of(user_id, as_of)
-        return pb.ListBalancesResponse(balances=map(replies.balance, balances))
+        response = pb.ListBalancesResponse()
+        for balance in balances:
+            write_balance(balance, response.balances.add())
+        return response
 
     async def batch_get_balances(
         self, request: pb.BatchGetBalancesRequest
@@ -64,13 +70,13 @@ class LedgerService:
         """Many balances from one snapshot, in the order of their keys."""
         if not 1 <= len(request.keys) <= KEYS_MAX:
             raise InvalidArgument("keys", f"must be 1 to {KEYS_MAX}")
-        keys = [
-            balance_key(key.user_id, key.currency, f"keys[{place}].")
-            for place, key in enumerate(request.keys)
-        ]
+        keys = balance_keys(request.keys)
         as_of = time_of(request.as_of, "as_of") if request.HasField("as_of") else None
         balances = await self._reader.balances(keys, as_of)
-        return pb.BatchGetBalancesResponse(balances=map(replies.balance, balances))
+        response = pb.BatchGetBalancesResponse()
+        for balance in balances:
+            write_balance(balance, response.balances.add())
+        return response
 
     async def list_rewards(self, request: pb.ListRewardsRequest) -> pb.ListRewardsResponse:
         """A page of a user's rewards, newest first."""
