@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,8 +81,8 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-@pytest.fixture
-def place() -> Iterator[Place]:
+@contextmanager
+def made() -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="ledger-run-") as name:
         Path(name).chmod(0o711)
         (Path(name) / "postgres").mkdir()
@@ -114,6 +115,31 @@ def place() -> Iterator[Place]:
             for process in left:
                 process.kill()
         assert left == []
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with made() as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Place]:
+    """Where everything is up, with a made up token, though an earlier run was killed while it
+    wrote one."""
+    with made() as place:
+        (place.directory / "development-token.unfinished").write_text("hal")
+        (place.directory / "children.json.unfinished").write_text("[{")
+        place.start()
+        yield place
+
+
+@pytest.fixture(scope="module")
+def running_with_a_token() -> Iterator[Place]:
+    """Where everything is up, with a given token."""
+    with made() as place:
+        place.start(INGRESS_TOKEN="given")
+        yield place
 
 
 def ours(place: Place) -> list[psutil.Process]:
@@ -169,46 +195,60 @@ def test_who_is_ended_while_it_starts_leaves_nothing_running(place: Place, numbe
     assert ours(place) == []
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"INGRESS_TOKEN": "given"}, "the one of INGRESS_TOKEN"),
-        ({"INGRESS_ALLOW_UNSIGNED": "yes, anybody may post rewards"}, "none: anybody"),
-        ({}, "made up, kept in "),
-    ],
-)
-def test_it_says_where_the_token_is_and_never_the_token(
-    place: Place, given: dict[str, str], told: str
-) -> None:
-    process = place.start(**given)
+def line_on_the_token(place: Place) -> str:
     (line,) = [line for line in place.said if line.strip().startswith("token")]
-    assert told in line
-    secret = given.get("INGRESS_TOKEN") or _made_up(place)
-    assert not secret or secret not in "".join(place.said)
-    end(process)
+    return line
 
 
-def _made_up(place: Place) -> str:
-    path = place.directory / "development-token"
-    return path.read_text() if path.exists() else ""
+def test_a_made_up_token_is_kept_for_its_owner_only_and_not_told(running: Place) -> None:
+    path = running.directory / "development-token"
+    assert f"made up, kept in {path}" in line_on_the_token(running)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(path.read_text()) >= 32
+    assert path.read_text() not in "".join(running.said)
+    assert running.post()["status"] in {"credited", "replayed"}
 
 
-def test_what_was_credited_is_there_in_the_next_run(place: Place) -> None:
-    process = place.start()
-    place.post()
-    end(process)
-    process = place.start()
-    assert place.post()["status"] == "replayed"
-    end(process)
-
-
-def test_a_second_run_says_that_one_is_running(place: Place) -> None:
-    process = place.start()
-    second = place.command("run")
+def test_a_second_run_says_that_one_is_running(running: Place) -> None:
+    second = running.command("run")
     assert second.returncode == 1
-    assert f"running already (process {process.pid})" in second.stderr
-    assert place.post()["status"] == "credited"
+    assert f"running already (process {running.started[0].pid})" in second.stderr
+    assert running.post()["status"] in {"credited", "replayed"}
+
+
+def test_a_given_token_is_used_and_not_told_and_none_is_made_up(
+    running_with_a_token: Place,
+) -> None:
+    assert "the one of INGRESS_TOKEN" in line_on_the_token(running_with_a_token)
+    assert "given" not in "".join(running_with_a_token.said)
+    assert running_with_a_token.post("given")["status"] == "credited"
+    assert not (running_with_a_token.directory / "development-token").exists()
+
+
+def test_the_secrets_of_the_door_are_the_doors_alone(running_with_a_token: Place) -> None:
+    process = running_with_a_token.started[0]
+    found = {
+        "serve" in member.cmdline(): member.environ()
+        for member in psutil.Process(process.pid).children(recursive=True)
+        if {"serve", "ingress"} & set(member.cmdline()) or "gunicorn" in str(member.cmdline())
+    }
+    assert found[False]["INGRESS_TOKEN"] == "given"
+    assert not [name for name in found[True] if name.startswith("INGRESS_")]
+
+
+def test_that_anybody_may_post_is_told(place: Place) -> None:
+    place.start(INGRESS_ALLOW_UNSIGNED="yes, anybody may post rewards")
+    assert "none: anybody" in line_on_the_token(place)
+    assert not (place.directory / "development-token").exists()
+
+
+def test_the_next_run_has_the_token_and_the_books_of_the_one_before(place: Place) -> None:
+    process = place.start()
+    token = (place.directory / "development-token").read_text()
+    assert place.post(token)["status"] == "credited"
     end(process)
+    place.start()
+    assert place.post(token)["status"] == "replayed"
 
 
 def test_a_taken_address_is_named(place: Place) -> None:
@@ -219,43 +259,6 @@ def test_a_taken_address_is_named(place: Place) -> None:
             assert refused.returncode == 1
             assert address in refused.stderr
             assert "Traceback" not in refused.stderr
-
-
-def test_the_made_up_token_is_kept_and_readable_by_its_owner_only(place: Place) -> None:
-    end(place.start())
-    path = place.directory / "development-token"
-    token = path.read_text()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    process = place.start()
-    assert path.read_text() == token
-    end(process)
-
-
-def test_a_token_that_was_not_written_to_its_end_is_not_used(place: Place) -> None:
-    """As if the first run had been killed while it wrote."""
-    (place.directory / "development-token.unfinished").write_text("hal")
-    (place.directory / "children.json.unfinished").write_text("[{")
-    end(place.start())
-    assert len((place.directory / "development-token").read_text()) >= 32
-
-
-def test_the_secrets_of_the_door_are_the_doors_alone(place: Place) -> None:
-    process = place.start(INGRESS_TOKEN="given")
-    found = {
-        "serve" in member.cmdline(): member.environ()
-        for member in psutil.Process(process.pid).children(recursive=True)
-        if {"serve", "ingress"} & set(member.cmdline()) or "gunicorn" in str(member.cmdline())
-    }
-    assert found[False]["INGRESS_TOKEN"] == "given"
-    assert not [name for name in found[True] if name.startswith("INGRESS_")]
-    end(process)
-
-
-def test_a_given_token_is_used_and_none_is_made_up(place: Place) -> None:
-    process = place.start(INGRESS_TOKEN="given")
-    assert place.post("given")["status"] == "credited"
-    assert not (place.directory / "development-token").exists()
-    end(process)
 
 
 def test_killing_everything_loses_nothing_and_the_next_run_works(place: Place) -> None:
