@@ -32,7 +32,9 @@ FACTORIES = {
     "door alone": "tests.bench.apps:door_alone()",
     "ledger": "ingress.app:from_environment()",
     "one by one": "tests.bench.apps:one_by_one()",
+    "books alone": "tests.bench.apps:books_alone()",
 }
+COMPARED = ("door alone", "ledger", "one by one")
 
 
 def main() -> None:
@@ -63,10 +65,10 @@ def measure_posting(wrk: str, postgres: EmbeddedPostgres, directory: Path, seed:
     results: dict[tuple[str, int], list[load.Result]] = {}
     for round_ in range(ROUNDS):
         for connections in CONNECTIONS:
-            for name, factory in FACTORIES.items():
+            for name in COMPARED:
                 seed += 1
                 load.write_rewards(rewards, SECONDS * REWARDS_A_SECOND_MAX, seed)
-                with ingress(factory, postgres) as (port, process):
+                with ingress(FACTORIES[name], postgres) as (port, process):
                     meter = load.Meter([process], postmaster(postgres))
                     result = load.post_load(wrk, port, connections, SECONDS, rewards, meter)
                 results.setdefault((name, connections), []).append(result)
@@ -78,7 +80,7 @@ def measure_posting(wrk: str, postgres: EmbeddedPostgres, directory: Path, seed:
     )
     for connections in CONNECTIONS:
         door = median(results["door alone", connections])
-        for name in FACTORIES:
+        for name in COMPARED:
             row = median(results[name, connections])
             print(
                 f"{connections:>11}  {name:<10}{row.per_second:>9.0f}{row.p50_milliseconds:>8.2f}"
@@ -95,30 +97,33 @@ def measure_posting(wrk: str, postgres: EmbeddedPostgres, directory: Path, seed:
 
 
 def measure_promises(wrk: str, postgres: EmbeddedPostgres, directory: Path, seed: int) -> None:
-    """What it costs to be seen, and what becomes of a storm of duplicates."""
+    """What quarantine, sums and sight cost together; what becomes of a storm of duplicates."""
     rewards = directory / "rewards"
+    kinds = {
+        "nothing besides": (FACTORIES["books alone"], UNSEEN),
+        "quarantine and sums": (FACTORIES["ledger"], UNSEEN),
+        "metrics and log lines too": (FACTORIES["ledger"], SEEN),
+        "duplicates only, so seen": (FACTORIES["ledger"], SEEN),
+    }
     results: dict[str, list[load.Result]] = {}
     for _ in range(ROUNDS):
-        for name in ("unseen", "seen", "duplicates"):
+        for words, (factory, told) in kinds.items():
             seed += 1
-            count = DUPLICATED if name == "duplicates" else SECONDS * REWARDS_A_SECOND_MAX
-            load.write_rewards(rewards, count, seed)
-            told = UNSEEN if name != "seen" else SEEN
-            with ingress(FACTORIES["ledger"], postgres, told) as (port, process):
+            is_storm = words.startswith("duplicates")
+            load.write_rewards(
+                rewards, DUPLICATED if is_storm else SECONDS * REWARDS_A_SECOND_MAX, seed
+            )
+            with ingress(factory, postgres, told) as (port, process):
                 meter = load.Meter([process], postmaster(postgres))
                 result = load.post_load(wrk, port, 64, SECONDS, rewards, meter)
-            results.setdefault(name, []).append(result)
+            results.setdefault(words, []).append(result)
     print("\n64 connections, one worker (CPU in µs a reward)")
-    print(f"{'':<24}{'a second':>9}{'p99 ms':>8}{'ingress':>9}{'Postgres':>9}{'failed':>7}  ratio")
-    base = median(results["unseen"])
-    for name, words in (
-        ("unseen", "no metrics, no log"),
-        ("seen", "metrics and log lines"),
-        ("duplicates", "duplicates only"),
-    ):
-        row = median(results[name])
+    print(f"{'':<26}{'a second':>9}{'p99 ms':>8}{'ingress':>9}{'Postgres':>9}{'failed':>7}  ratio")
+    base = median(results["nothing besides"])
+    for words in kinds:
+        row = median(results[words])
         print(
-            f"{words:<24}{row.per_second:>9.0f}{row.p99_milliseconds:>8.2f}"
+            f"{words:<26}{row.per_second:>9.0f}{row.p99_milliseconds:>8.2f}"
             f"{row.server_microseconds:>9.0f}{row.postgres_microseconds:>9.0f}{row.failed:>7}"
             f"{row.per_second / base.per_second:>7.2f}"
         )

@@ -8,12 +8,12 @@ from typing import Any
 import psycopg_pool
 from falcon.asgi import App, Request, Response
 
-from ingress.app import create_app
+from ingress.app import POSTING_POOL_SIZE_MAX, create_app
 from ingress.config import read_settings
-from ledger.database import Role, conninfo
+from ledger.database import Pool, Role, conninfo
 from ledger.quarantine import Unposted
 from ledger.reward import Reward
-from ledger.writing import Outcome, Receipt, Status, post
+from ledger.writing import Outcome, Receipt, Status, Writer, post
 
 CONNECTIONS = 8
 
@@ -50,10 +50,14 @@ class OneByOne:
             max_size=CONNECTIONS,
             open=False,
         )
+        self._under_way: set[asyncio.Future[Outcome]] = set()
 
     def post(self, reward: Reward) -> "asyncio.Future[Outcome]":
         """The outcome of this reward alone."""
-        return asyncio.ensure_future(self._post(reward))
+        posting = asyncio.ensure_future(self._post(reward))
+        self._under_way.add(posting)
+        posting.add_done_callback(self._under_way.discard)
+        return posting
 
     async def _post(self, reward: Reward) -> Outcome:
         async with self._pool.connection() as connection:
@@ -65,6 +69,24 @@ class OneByOne:
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         """Falcon's hook for its end."""
+        await asyncio.gather(*self._under_way)
+        await self._pool.close()
+
+
+class Alone:
+    """The writer's pool, open while a worker lives."""
+
+    def __init__(self, pool: Pool, writer: Writer) -> None:
+        self._pool = pool
+        self._writer = writer
+
+    async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
+        """Falcon's hook for the start of a worker."""
+        await self._pool.open()
+
+    async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
+        """Falcon's hook for its end."""
+        await self._writer.drain()
         await self._pool.close()
 
 
@@ -79,4 +101,14 @@ def one_by_one() -> App[Request, Response]:
     books = OneByOne(settings.database_url)
     app = create_app(settings, books, NoQuarantine())
     app.add_middleware(books)
+    return app
+
+
+def books_alone() -> App[Request, Response]:
+    """The ingress and its books: no quarantine, nothing counted, nothing told."""
+    settings = read_settings()
+    pool = Pool(settings.database_url, Role.WRITER, size_max=POSTING_POOL_SIZE_MAX)
+    writer = Writer(pool)
+    app = create_app(settings, writer, NoQuarantine())
+    app.add_middleware(Alone(pool, writer))
     return app

@@ -128,7 +128,8 @@ def traffic(ingress: Ingress, *, keeps_connections: bool) -> Iterator[Counter[in
 
     def send() -> None:
         with closing(ingress.connection()) as connection:
-            while not is_over.is_set():
+            # New workers need a share of the machine to start.
+            while not is_over.wait(0.005):
                 if not keeps_connections:
                     connection.close()
                 try:

@@ -547,7 +547,8 @@ class Senders:
         self._threads.shutdown()
 
     def _send(self) -> None:
-        while not self._is_over.is_set():
+        # New workers and servers need a share of the machine to start.
+        while not self._is_over.wait(0.01):
             number = next(self._numbers)
             text = self._chance.choice(
                 [
