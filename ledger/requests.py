@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -40,10 +41,17 @@ def identifier(value: str, field: str) -> str:
 
 def currency_code(value: str, field: str) -> str:
     """A required currency, in upper case."""
-    code = value.upper()
-    if not value.isascii() or CURRENCY_CODE.fullmatch(code) is None:
+    code = _code(value)
+    if code is None:
         raise InvalidArgument(field, "is not a currency's code")
     return code
+
+
+# There are few, and a batch asks for the same one a hundred times.
+@lru_cache(maxsize=256)
+def _code(value: str) -> str | None:
+    code = value.upper()
+    return code if value.isascii() and CURRENCY_CODE.fullmatch(code) else None
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
