@@ -2,8 +2,8 @@
 
 A correction is recorded and posted in one database transaction. Its key is the idempotency key:
 who asks again with the same key and facts gets what stands there. Locks are taken as
-``ledger.writing`` takes them: what is corrected, then balances in their order, then the periods'
-totals. Everything here needs a connection of the corrector's role, in autocommit mode.
+``ledger.writing`` takes them: what is corrected, then balances in their order, then movements and
+the periods' totals. Everything here needs a connection of the corrector's role, in autocommit mode.
 """
 
 from collections.abc import Sequence
@@ -261,7 +261,7 @@ ON CONFLICT (correction_key) DO NOTHING
 
 # As in `ledger.writing`: the balances are locked in their order, and the time is taken then.
 _POST = """
-WITH movements (account, debit, credit) AS (
+WITH legs (account, debit, credit) AS (
     SELECT %(debit_account)s, round(%(amount)s::numeric, scale), 0
     FROM currencies WHERE code = %(currency)s
     UNION ALL
@@ -271,7 +271,7 @@ WITH movements (account, debit, credit) AS (
 held AS (
     INSERT INTO balances AS kept (account, currency, debits, credits, version, posted_at)
     SELECT account, %(currency)s, debit, credit, 1, clock_timestamp()
-    FROM movements
+    FROM legs
     ORDER BY account COLLATE "C"
     ON CONFLICT (account, currency) DO UPDATE SET
         debits = kept.debits + excluded.debits,
@@ -287,25 +287,55 @@ posted AS (
     )
     SELECT
         %(user_id)s, %(currency)s, version, %(key)s, %(debit_account)s, %(credit_account)s,
-        (SELECT sum(debit) FROM movements), balance, posted_at
+        (SELECT sum(debit) FROM legs), balance, posted_at
     FROM held
     WHERE account = 'user:' || %(user_id)s
-    RETURNING version, amount, balance_after, posted_at
+    RETURNING
+        version, amount, balance_after, posted_at,
+        CASE WHEN debit_account = 'user:' || user_id THEN amount ELSE 0 END AS debited,
+        CASE WHEN credit_account = 'user:' || user_id THEN amount ELSE 0 END AS credited
 ),
 totalled AS (
     INSERT INTO period_totals AS kept (
-        currency, period, starts_at, amount, postings, users, corrections
+        currency, period, starts_at, amount, postings, users, corrections,
+        reversals, reversed, granted, taken
     )
     SELECT
         %(currency)s, period, date_trunc(period, posted_at, 'UTC'), amount, 1,
-        CASE WHEN version = 1 THEN 1 ELSE 0 END, 1
-    FROM posted CROSS JOIN unnest(ARRAY['day', 'minute']) AS period
+        CASE WHEN version = 1 THEN 1 ELSE 0 END, 1,
+        is_reversal::integer, CASE WHEN is_reversal THEN amount ELSE 0 END,
+        credited, CASE WHEN is_reversal THEN 0 ELSE debited END
+    FROM posted
+    CROSS JOIN (SELECT %(kind)s = 'reversal' AS is_reversal) AS told
+    CROSS JOIN unnest(ARRAY['day', 'minute']) AS period
     ORDER BY 2
     ON CONFLICT (period, starts_at, currency) DO UPDATE SET
         amount = kept.amount + excluded.amount,
         postings = kept.postings + excluded.postings,
         users = kept.users + excluded.users,
-        corrections = kept.corrections + excluded.corrections
+        corrections = kept.corrections + excluded.corrections,
+        reversals = kept.reversals + excluded.reversals,
+        reversed = kept.reversed + excluded.reversed,
+        granted = kept.granted + excluded.granted,
+        taken = kept.taken + excluded.taken
+),
+moved AS (
+    INSERT INTO movements AS kept (
+        day, currency, kind, campaign_id, type, reward_type, reward_category, debits, credits,
+        postings
+    )
+    SELECT
+        (posted_at AT TIME ZONE 'UTC')::date, %(currency)s, %(kind)s,
+        left(coalesce(campaign_id, ''), 200), left(coalesce(type, ''), 100),
+        left(coalesce(reward_type, ''), 100), left(coalesce(reward_category, ''), 100),
+        debited, credited, 1
+    FROM posted
+    LEFT JOIN rewards ON rewards.reward_id = %(reward_id)s
+    ON CONFLICT (day, currency, kind, campaign_id, type, reward_type, reward_category)
+    DO UPDATE SET
+        debits = kept.debits + excluded.debits,
+        credits = kept.credits + excluded.credits,
+        postings = kept.postings + excluded.postings
 )
 SELECT balance_after FROM posted
 """

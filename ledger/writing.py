@@ -200,8 +200,8 @@ def _judge(
 # `accepted` is the gate. Keys are inserted, and so locked, in their order: overlapping batches
 # cannot wait for each other in a ring. `held` follows, once for each account and batch, in key
 # order again; the time is taken when the row is locked, so that along an account it never runs
-# backwards. The periods' totals are locked last, and so for the shortest time: every batch needs
-# the same ones. Versions of a batch follow the keys' own collation, as the rewards' numbers do.
+# backwards. Then come `moved` and, for the shortest time, `totalled`, of which every batch needs the
+# same rows: what nobody reads, Postgres runs from the last to the first. Versions of a batch follow the keys' own collation, as the rewards' numbers do.
 _POST = """
 WITH batch AS MATERIALIZED (
     SELECT
@@ -242,11 +242,12 @@ accepted AS (
 ),
 booked AS (
     SELECT accepted.reward_id, user_id, currency, debit_account, credit_account,
-           round(reward_amount, decimals) AS amount
+           round(reward_amount, decimals) AS amount, campaign_id, type, reward_type,
+           reward_category
     FROM accepted JOIN batch ON batch.reward_id = accepted.reward_id
     WHERE currency IS NOT NULL
 ),
-movements AS (
+legs AS (
     SELECT debit_account AS account, currency, amount AS debit, 0 AS credit FROM booked
     UNION ALL
     SELECT credit_account, currency, 0, amount FROM booked
@@ -254,7 +255,7 @@ movements AS (
 held AS (
     INSERT INTO balances AS kept (account, currency, debits, credits, version, posted_at)
     SELECT account, currency, sum(debit), sum(credit), count(*), clock_timestamp()
-    FROM movements
+    FROM legs
     GROUP BY account, currency
     ORDER BY account COLLATE "C", currency COLLATE "C"
     ON CONFLICT (account, currency) DO UPDATE SET
@@ -264,20 +265,25 @@ held AS (
         posted_at = greatest(kept.posted_at, clock_timestamp())
     RETURNING account, currency, credits - debits AS balance, version, posted_at
 ),
+timed AS MATERIALIZED (
+    SELECT reward_id, user_id, booked.currency, debit_account, credit_account, amount, balance,
+           version, posted_at, campaign_id, type, reward_type, reward_category
+    FROM booked
+    JOIN held ON held.account = booked.credit_account AND held.currency = booked.currency
+),
 posted AS (
     INSERT INTO postings (
         user_id, currency, version, reward_id, debit_account, credit_account,
         amount, balance_after, posted_at
     )
     SELECT
-        user_id, booked.currency, version - count(*) OVER whole + row_number() OVER so_far,
+        user_id, currency, version - count(*) OVER whole + row_number() OVER so_far,
         reward_id, debit_account, credit_account, amount,
         balance - sum(amount) OVER whole + sum(amount) OVER so_far, posted_at
-    FROM booked
-    JOIN held ON held.account = booked.credit_account AND held.currency = booked.currency
+    FROM timed
     WINDOW
-        whole AS (PARTITION BY user_id, booked.currency),
-        so_far AS (PARTITION BY user_id, booked.currency ORDER BY reward_id)
+        whole AS (PARTITION BY user_id, currency),
+        so_far AS (PARTITION BY user_id, currency ORDER BY reward_id)
     RETURNING reward_id, currency, version, amount, posted_at
 ),
 totalled AS (
@@ -292,6 +298,22 @@ totalled AS (
         amount = kept.amount + excluded.amount,
         postings = kept.postings + excluded.postings,
         users = kept.users + excluded.users
+),
+moved AS (
+    INSERT INTO movements AS kept (
+        day, currency, kind, campaign_id, type, reward_type, reward_category, credits, postings
+    )
+    SELECT
+        (posted_at AT TIME ZONE 'UTC')::date, currency, 'reward', left(campaign_id, 200),
+        left(coalesce(type, ''), 100), left(coalesce(reward_type, ''), 100),
+        left(coalesce(reward_category, ''), 100), sum(amount), count(*)
+    FROM timed
+    GROUP BY 1, 2, 4, 5, 6, 7
+    ORDER BY 1, 2, 4, 5, 6, 7
+    ON CONFLICT (day, currency, kind, campaign_id, type, reward_type, reward_category)
+    DO UPDATE SET
+        credits = kept.credits + excluded.credits,
+        postings = kept.postings + excluded.postings
 )
 SELECT accepted.reward_id, posted.version, coalesce(posted.posted_at, accepted.recorded_at)
 FROM accepted LEFT JOIN posted ON posted.reward_id = accepted.reward_id

@@ -1,0 +1,106 @@
+-- What finance asks for: what was posted in a day, by currency, kind, campaign, type, reward type
+-- and category; and, of a period's totals, what was not a reward. Both kept by the statements
+-- that post (ledger/writing.py, ledger/correcting.py), so they are never behind.
+
+CREATE TABLE movements (
+    day date NOT NULL,
+    currency text COLLATE "C" NOT NULL,
+    kind text COLLATE "C" NOT NULL,
+    campaign_id text COLLATE "C" NOT NULL,
+    type text COLLATE "C" NOT NULL,
+    reward_type text COLLATE "C" NOT NULL,
+    reward_category text COLLATE "C" NOT NULL,
+    debits numeric NOT NULL DEFAULT 0,
+    credits numeric NOT NULL DEFAULT 0,
+    postings bigint NOT NULL,
+    CONSTRAINT movement_is_summed_once
+        PRIMARY KEY (day, currency, kind, campaign_id, type, reward_type, reward_category),
+    CONSTRAINT movement_kind_is_known CHECK (kind IN ('reward', 'reversal', 'adjustment')),
+    CONSTRAINT movement_of_an_adjustment_has_no_reward CHECK (
+        kind <> 'adjustment' OR campaign_id || type || reward_type || reward_category = ''
+    ),
+    -- A NaN is above every number, and no sum of it is finite.
+    CONSTRAINT movement_amount_is_positive CHECK (
+        debits >= 0 AND credits >= 0 AND debits + credits > 0 AND debits + credits < 'Infinity'
+    ),
+    CONSTRAINT movement_side_is_of_its_kind CHECK (
+        (kind <> 'reward' OR debits = 0) AND (kind <> 'reversal' OR credits = 0)
+    ),
+    CONSTRAINT movement_has_postings CHECK (postings > 0)
+);
+COMMENT ON TABLE movements IS
+    'What was posted in a day of UTC, for each currency, kind, campaign and so on.';
+COMMENT ON COLUMN movements.campaign_id IS
+    'Of the reward that was posted or reversed, as the three after it; empty for what it does not'
+    ' tell. No longer than an index can hold: 200 characters of it, 100 of the others.';
+COMMENT ON COLUMN movements.debits IS
+    'What users were debited; the other leg of each posting credits a house account as much.';
+COMMENT ON COLUMN movements.credits IS 'What users were credited.';
+COMMENT ON CONSTRAINT movement_is_summed_once ON movements IS
+    'Also the index that answers: what was posted before this day, and from it on?';
+
+INSERT INTO movements (
+    day, currency, kind, campaign_id, type, reward_type, reward_category, debits, credits, postings
+)
+SELECT
+    (posted_at AT TIME ZONE 'UTC')::date, postings.currency, coalesce(kind, 'reward'),
+    left(coalesce(campaign_id, ''), 200), left(coalesce(type, ''), 100),
+    left(coalesce(reward_type, ''), 100), left(coalesce(reward_category, ''), 100),
+    coalesce(sum(postings.amount) FILTER (
+        WHERE postings.debit_account = 'user:' || postings.user_id
+    ), 0),
+    coalesce(sum(postings.amount) FILTER (
+        WHERE postings.credit_account = 'user:' || postings.user_id
+    ), 0),
+    count(*)
+FROM postings
+LEFT JOIN corrections ON corrections.correction_key = postings.correction_key
+LEFT JOIN rewards ON rewards.reward_id = coalesce(postings.reward_id, corrections.reward_id)
+GROUP BY 1, 2, 3, 4, 5, 6, 7;
+
+CREATE TRIGGER movements_are_kept BEFORE DELETE OR TRUNCATE ON movements
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+ALTER TABLE period_totals
+    ADD COLUMN reversals bigint NOT NULL DEFAULT 0,
+    ADD COLUMN reversed numeric NOT NULL DEFAULT 0,
+    ADD COLUMN granted numeric NOT NULL DEFAULT 0,
+    ADD COLUMN taken numeric NOT NULL DEFAULT 0;
+COMMENT ON COLUMN period_totals.reversals IS 'How many of its corrections took a reward back.';
+COMMENT ON COLUMN period_totals.reversed IS 'What of the amount took rewards back.';
+COMMENT ON COLUMN period_totals.granted IS 'What of the amount adjustments credited to users.';
+COMMENT ON COLUMN period_totals.taken IS 'What of the amount adjustments debited from users.';
+
+UPDATE period_totals AS kept
+SET reversals = told.reversals, reversed = told.reversed, granted = told.granted,
+    taken = told.taken
+FROM (
+    SELECT
+        postings.currency, period, date_trunc(period, posted_at, 'UTC') AS starts_at,
+        count(*) FILTER (WHERE kind = 'reversal') AS reversals,
+        coalesce(sum(postings.amount) FILTER (WHERE kind = 'reversal'), 0) AS reversed,
+        coalesce(sum(postings.amount) FILTER (
+            WHERE kind = 'adjustment' AND starts_with(postings.credit_account, 'user:')
+        ), 0) AS granted,
+        coalesce(sum(postings.amount) FILTER (
+            WHERE kind = 'adjustment' AND starts_with(postings.debit_account, 'user:')
+        ), 0) AS taken
+    FROM postings
+    JOIN corrections ON corrections.correction_key = postings.correction_key
+    CROSS JOIN (VALUES ('day'), ('minute')) AS periods (period)
+    GROUP BY 1, 2, 3
+) AS told
+WHERE kept.currency = told.currency AND kept.period = told.period
+    AND kept.starts_at = told.starts_at;
+
+ALTER TABLE period_totals
+    ADD CONSTRAINT period_reversals_are_corrections CHECK (reversals BETWEEN 0 AND corrections),
+    ADD CONSTRAINT period_parts_are_of_its_amount CHECK (
+        reversed >= 0 AND granted >= 0 AND taken >= 0 AND reversed + granted + taken <= amount
+    );
+
+GRANT SELECT ON movements TO ledger_reader, ledger_writer, ledger_corrector;
+GRANT INSERT ON movements TO ledger_writer, ledger_corrector;
+GRANT UPDATE (debits, credits, postings) ON movements TO ledger_corrector;
+GRANT UPDATE (credits, postings) ON movements TO ledger_writer;
+GRANT UPDATE (reversals, reversed, granted, taken) ON period_totals TO ledger_corrector;
