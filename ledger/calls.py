@@ -47,6 +47,8 @@ SCOPES = {
     "ListRewards": Scope.HISTORY,
     "GetReward": Scope.HISTORY,
     "ListCurrencyTotals": Scope.TOTALS,
+    "ListMovements": Scope.TOTALS,
+    "GetTrialBalance": Scope.TOTALS,
     "WatchRewards": Scope.WATCH,
 }
 """The scope that each method needs; a method that is not here cannot be served."""

@@ -3,14 +3,22 @@
 import logging
 import os
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import psycopg
 import typer
 
-from ledger import cli_caller, cli_correct, cli_export, cli_quarantine, cli_reconcile, page, reading
+from ledger import (
+    cli_caller,
+    cli_correct,
+    cli_export,
+    cli_finance,
+    cli_quarantine,
+    cli_reconcile,
+    page,
+    reading,
+)
 from ledger.config import InvalidSetting, read_serve_settings, read_settings
 from ledger.correcting import list_reversed
 from ledger.database import Connection
@@ -26,7 +34,7 @@ from ledger.operations.source import source
 from ledger.operations.verify import Finding, in_words
 from ledger.operations.verify import verify as find
 from ledger.tallying import Tally, total
-from ledger.terminal import AsJson, ask, fail, show
+from ledger.terminal import AsJson, AsOf, ask, fail, show, time_as_of
 
 app = typer.Typer(
     help="The reward ledger: signed CustomerGlu rewards in, double-entry balances out.",
@@ -44,6 +52,7 @@ app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_caller.app, name="caller")
 app.command()(cli_reconcile.reconcile)
 cli_export.add_to(app)
+cli_finance.add_to(app)
 app.command("reverse")(cli_correct.reverse_)
 app.command()(cli_correct.corrections)
 app.add_typer(cli_correct.adjustments, name="adjust")
@@ -141,21 +150,13 @@ def migrate() -> None:
     typer.echo(f"{applied}; {done.currencies} currencies added")
 
 
-AsOf = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TIME", help="After all postings until then: 2026-11-25, 2026-11-25T09:30:00Z."
-    ),
-]
-
-
 @app.command()
 def balance(user: str, as_of: AsOf = None, as_json: AsJson = False) -> None:
     """Show a user's balances in all currencies, now or as of a time.
 
     Example: ledger balance testuser1 --as-of 2026-11-25T00:00:00Z
     """
-    at = _time(as_of)
+    at = time_as_of(as_of)
     balances = ask(lambda connection: reading.list_balances(connection, user, at))
     show(
         [
@@ -201,28 +202,6 @@ def _line(reward: RecordedReward, taken_back: str | None) -> dict[str, Any]:
         "balance after": booked.balance_after if booked else None,
         "reversed": taken_back,
     }
-
-
-def _time(text: str | None) -> datetime | None:
-    """The time that ``text`` says, in UTC if it names no zone."""
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        fail("--as-of is not a time: write 2026-11-25 or 2026-11-25T09:30:00Z.")
-
-
-@app.command()
-def totals(as_of: AsOf = None, as_json: AsJson = False) -> None:
-    """Show all debits and all credits per currency, and that they agree, now or as of a time.
-
-    Example: ledger totals --as-of 2026-11-25T00:00:00Z --json
-    """
-    at = _time(as_of)
-    found = ask(lambda connection: reading.list_currency_totals(connection, at))
-    show([total._asdict() for total in found], as_json=as_json)
 
 
 @app.command()

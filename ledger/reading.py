@@ -126,7 +126,7 @@ class Reader:
         Fewer, perhaps none, when they are large or when many had to be passed over. Raises
         ``Overloaded`` when too many such questions are asked already.
         """
-        return await self._ask_in_turn(
+        return await self.ask_in_turn(
             list_rewards,
             chosen,
             before,
@@ -144,7 +144,7 @@ class Reader:
 
         Raises ``Overloaded`` when too many such questions are asked already.
         """
-        return await self._ask_in_turn(list_currency_totals, as_of)
+        return await self.ask_in_turn(list_currency_totals, as_of)
 
     async def seal(self) -> Seal:
         """What tokens of these books are sealed with; asked for once."""
@@ -152,13 +152,16 @@ class Reader:
             self._seal = Seal(await self.ask(get_sealing_key))
         return self._seal
 
-    async def _ask_in_turn(
+    async def ask_in_turn(
         self,
         question: Callable[Concatenate[Connection, Arguments], Awaitable[Answer]],
         *arguments: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """``ask``, few at a time: connections are left for questions that are quick."""
+        """``ask``, few at a time: connections are left for questions that are quick.
+
+        Raises ``Overloaded`` when too many such questions are asked already.
+        """
         try:
             async with asyncio.timeout(TURN_SECONDS_MAX):
                 await self._turns.acquire()

@@ -13,6 +13,7 @@ from ledger.reading import PastBalanceKey, Reader
 from ledger.replies import write_balance
 from ledger.requests import balance_key, balance_keys, choice, history_filter, identifier, time_of
 from ledger.seal import Seal
+from ledger.service_finance import FinanceService
 from ledger.v1 import ledger_pb2 as pb
 from ledger.watching import HEARTBEAT_SECONDS, Feed
 
@@ -31,14 +32,14 @@ class Part(NamedTuple):
     token: str
 
 
-class LedgerService:
+class LedgerService(FinanceService):
     """``ledger.v1.LedgerService``: each method takes its request and gives its reply.
 
     They raise ``LedgerError``; ``ledger.problems`` has the status for it.
     """
 
     def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+        super().__init__(reader)
         self._feed = Feed(reader.ask, reader.connection_besides)
 
     async def get_balance(self, request: pb.GetBalanceRequest) -> pb.GetBalanceResponse:

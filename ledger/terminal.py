@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import psycopg
@@ -24,6 +25,12 @@ STATEMENT_SECONDS_MAX = 3600
 
 Answer = TypeVar("Answer")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="After all postings until then: 2026-11-25, 2026-11-25T09:30:00Z."
+    ),
+]
 Row = dict[str, Any]
 
 
@@ -37,6 +44,17 @@ def ask(question: Callable[[Connection], Awaitable[Answer]], *, role: Role = Rol
 
     with source(read_settings()) as database:
         return asyncio.run(answer(database.url(role)))
+
+
+def time_as_of(text: str | None) -> datetime | None:
+    """The time that ``text`` of ``--as-of`` says, in UTC if it names no zone."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        fail("--as-of is not a time: write 2026-11-25 or 2026-11-25T09:30:00Z.")
 
 
 def show(rows: list[Row], *, as_json: bool) -> None:

@@ -200,8 +200,9 @@ def _judge(
 # `accepted` is the gate. Keys are inserted, and so locked, in their order: overlapping batches
 # cannot wait for each other in a ring. `held` follows, once for each account and batch, in key
 # order again; the time is taken when the row is locked, so that along an account it never runs
-# backwards. Then come `moved` and, for the shortest time, `totalled`, of which every batch needs the
-# same rows: what nobody reads, Postgres runs from the last to the first. Versions of a batch follow the keys' own collation, as the rewards' numbers do.
+# backwards. Then come `moved` and, locked for the shortest time, `totalled`, of which every batch
+# needs the same rows: what nobody reads, Postgres runs from the last to the first. Versions of a
+# batch follow the keys' own collation, as the rewards' numbers do.
 _POST = """
 WITH batch AS MATERIALIZED (
     SELECT
@@ -301,17 +302,20 @@ totalled AS (
 ),
 moved AS (
     INSERT INTO movements AS kept (
-        day, currency, kind, campaign_id, type, reward_type, reward_category, credits, postings
+        period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category,
+        credits, postings
     )
     SELECT
-        (posted_at AT TIME ZONE 'UTC')::date, currency, 'reward', left(campaign_id, 200),
-        left(coalesce(type, ''), 100), left(coalesce(reward_type, ''), 100),
-        left(coalesce(reward_category, ''), 100), sum(amount), count(*)
-    FROM timed
-    GROUP BY 1, 2, 4, 5, 6, 7
-    ORDER BY 1, 2, 4, 5, 6, 7
-    ON CONFLICT (day, currency, kind, campaign_id, type, reward_type, reward_category)
-    DO UPDATE SET
+        period, date_trunc(period, posted_at AT TIME ZONE 'UTC')::date, currency, 'reward',
+        left(campaign_id, 200), left(coalesce(type, ''), 100),
+        left(coalesce(reward_type, ''), 100), left(coalesce(reward_category, ''), 100),
+        sum(amount), count(*)
+    FROM timed CROSS JOIN unnest(ARRAY['day', 'month']) AS period
+    GROUP BY 1, 2, 3, 5, 6, 7, 8
+    ORDER BY 1, 2, 3, 5, 6, 7, 8
+    ON CONFLICT (
+        period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category
+    ) DO UPDATE SET
         credits = kept.credits + excluded.credits,
         postings = kept.postings + excluded.postings
 )

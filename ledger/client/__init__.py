@@ -5,10 +5,10 @@
     with LedgerClient("127.0.0.1:50051") as ledger:
         ledger.get_balance("user-1", "USD").amount
 
-Both have the same methods: ``questions`` says what each one asks and what comes back. Answers are
-``values``, whatever goes wrong is one of ``errors``, ``watching`` goes on where it was cut, and
-``connection`` knows who may be told what over which wire. Nothing here needs what only the service
-needs.
+Both have the same methods: ``questions`` and ``finance`` say what each one asks and what comes
+back. Answers are ``values``, whatever goes wrong is one of ``errors``, ``watching`` goes on where
+it was cut, and ``connection`` knows who may be told what over which wire. Nothing here needs what
+only the service needs.
 """
 
 from ledger.client.clients import AsyncLedgerClient, LedgerClient
@@ -28,10 +28,18 @@ from ledger.client.errors import (
     Unavailable,
     Unreachable,
 )
+from ledger.client.finance import (
+    AccountKind,
+    Movement,
+    MovementControl,
+    Movements,
+    TrialBalance,
+)
 from ledger.client.values import Balance, CurrencyTotals, Posting, Reward, RewardPage
 from ledger.client.watching import AsyncRewardWatch, RewardWatch
 
 __all__ = [
+    "AccountKind",
     "AsyncLedgerClient",
     "AsyncRewardWatch",
     "Balance",
@@ -42,6 +50,9 @@ __all__ = [
     "FellBehind",
     "InvalidArgument",
     "LedgerClient",
+    "Movement",
+    "MovementControl",
+    "Movements",
     "Overloaded",
     "PermissionDenied",
     "Posting",
@@ -52,6 +63,7 @@ __all__ = [
     "RewardWatch",
     "ServiceFault",
     "Tls",
+    "TrialBalance",
     "Unauthenticated",
     "Unavailable",
     "Unreachable",

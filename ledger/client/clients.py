@@ -11,7 +11,7 @@ from weakref import WeakSet
 import grpc
 import grpc.aio
 
-from ledger.client import questions
+from ledger.client import finance, questions
 from ledger.client.connection import TIMEOUT_SECONDS, Tls, Token, connection
 from ledger.client.errors import error_of
 from ledger.client.questions import Question, next_page
@@ -139,6 +139,8 @@ class LedgerClient(_Client):
     get_reward = _method(questions.get_reward, _ask)
     watch_rewards = _method(questions.watch_rewards, _watch)
     list_currency_totals = _method(questions.list_currency_totals, _ask)
+    list_movements = _method(finance.list_movements, _ask)
+    get_trial_balance = _method(finance.get_trial_balance, _ask)
 
     def close(self) -> None:
         """End the connection, and with it what is still asked or watched."""
@@ -187,6 +189,8 @@ class AsyncLedgerClient(_Client):
     get_reward = _method(questions.get_reward, _ask)
     watch_rewards = _method(questions.watch_rewards, _watch)
     list_currency_totals = _method(questions.list_currency_totals, _ask)
+    list_movements = _method(finance.list_movements, _ask)
+    get_trial_balance = _method(finance.get_trial_balance, _ask)
 
     async def close(self) -> None:
         """End the connection, and with it what is still asked or watched."""

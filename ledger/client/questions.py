@@ -43,7 +43,7 @@ def get_balance(
     It is zero for a user or a currency that was never credited.
     """
     request = pb.GetBalanceRequest(
-        user_id=user_id, currency=currency, as_of=_timestamp(as_of, "as_of")
+        user_id=user_id, currency=currency, as_of=timestamp(as_of, "as_of")
     )
     return Question(
         "GetBalance", request, lambda reply: values.balance(reply.balance), timeout_seconds
@@ -54,7 +54,7 @@ def list_balances(
     user_id: str, *, as_of: datetime | None = None, timeout_seconds: float | None = None
 ) -> Question[tuple[Balance, ...]]:
     """A user's balances in all currencies, by currency, now or as of a time."""
-    request = pb.ListBalancesRequest(user_id=user_id, as_of=_timestamp(as_of, "as_of"))
+    request = pb.ListBalancesRequest(user_id=user_id, as_of=timestamp(as_of, "as_of"))
     return Question("ListBalances", request, _balances, timeout_seconds)
 
 
@@ -67,7 +67,7 @@ def batch_get_balances(
     """Many balances from one snapshot, in the order of their keys: a user and a currency each."""
     request = pb.BatchGetBalancesRequest(
         keys=[pb.BalanceKey(user_id=user_id, currency=currency) for user_id, currency in keys],
-        as_of=_timestamp(as_of, "as_of"),
+        as_of=timestamp(as_of, "as_of"),
     )
     return Question("BatchGetBalances", request, _balances, timeout_seconds)
 
@@ -94,8 +94,8 @@ def list_rewards(
         currency=currency,
         campaign_id=campaign_id,
         type=type,
-        start_time=_timestamp(start_time, "start_time"),
-        end_time=_timestamp(end_time, "end_time"),
+        start_time=timestamp(start_time, "start_time"),
+        end_time=timestamp(end_time, "end_time"),
         page_size=page_size,
         page_token=page_token,
     )
@@ -141,7 +141,7 @@ def list_currency_totals(
     *, as_of: datetime | None = None, timeout_seconds: float | None = None
 ) -> Question[tuple[CurrencyTotals, ...]]:
     """All debits and all credits per currency, which must agree, now or as of a time."""
-    request = pb.ListCurrencyTotalsRequest(as_of=_timestamp(as_of, "as_of"))
+    request = pb.ListCurrencyTotalsRequest(as_of=timestamp(as_of, "as_of"))
     return Question(
         "ListCurrencyTotals",
         request,
@@ -174,12 +174,13 @@ def _balances(reply: Any) -> tuple[Balance, ...]:
     return tuple(map(values.balance, reply.balances))
 
 
-def _timestamp(at: datetime | None, name: str) -> Timestamp | None:
+def timestamp(at: datetime | None, name: str) -> Timestamp | None:
+    """``at`` for a request; raises ``ValueError`` if it does not say its time zone."""
     if at is None:
         return None
     # Protobuf would take it for UTC without a word.
     if at.utcoffset() is None:
         raise ValueError(f"{name} has no time zone")
-    timestamp = Timestamp()
-    timestamp.FromDatetime(at)
-    return timestamp
+    message = Timestamp()
+    message.FromDatetime(at)
+    return message

@@ -12,6 +12,7 @@ in its last second nobody has counted.
 from typing import NamedTuple
 
 from ledger.database import Connection
+from ledger.operations import verify_finance
 from ledger.tallying import Tally
 
 
@@ -347,4 +348,5 @@ _RULES = {
     "each reward has one place in commit order": _PLACES,
     "each believed delivery has one outcome": _OUTCOMES,
     "what the ingress counted as done stands in the books": _COUNTED,
+    **verify_finance.RULES,
 }

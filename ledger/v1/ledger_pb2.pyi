@@ -2,12 +2,26 @@ import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class MovementGroup(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MOVEMENT_GROUP_UNSPECIFIED: _ClassVar[MovementGroup]
+    MOVEMENT_GROUP_CAMPAIGN: _ClassVar[MovementGroup]
+    MOVEMENT_GROUP_TYPE: _ClassVar[MovementGroup]
+    MOVEMENT_GROUP_REWARD_TYPE: _ClassVar[MovementGroup]
+    MOVEMENT_GROUP_CATEGORY: _ClassVar[MovementGroup]
+MOVEMENT_GROUP_UNSPECIFIED: MovementGroup
+MOVEMENT_GROUP_CAMPAIGN: MovementGroup
+MOVEMENT_GROUP_TYPE: MovementGroup
+MOVEMENT_GROUP_REWARD_TYPE: MovementGroup
+MOVEMENT_GROUP_CATEGORY: MovementGroup
 
 class Amount(_message.Message):
     __slots__ = ("currency", "value")
@@ -218,3 +232,95 @@ class CurrencyTotals(_message.Message):
     rewards: int
     users: int
     def __init__(self, debits: _Optional[_Union[Amount, _Mapping]] = ..., credits: _Optional[_Union[Amount, _Mapping]] = ..., difference: _Optional[_Union[Amount, _Mapping]] = ..., rewards: _Optional[int] = ..., users: _Optional[int] = ...) -> None: ...
+
+class ListMovementsRequest(_message.Message):
+    __slots__ = ("start_day", "end_day", "group")
+    START_DAY_FIELD_NUMBER: _ClassVar[int]
+    END_DAY_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    start_day: str
+    end_day: str
+    group: MovementGroup
+    def __init__(self, start_day: _Optional[str] = ..., end_day: _Optional[str] = ..., group: _Optional[_Union[MovementGroup, str]] = ...) -> None: ...
+
+class ListMovementsResponse(_message.Message):
+    __slots__ = ("movements", "controls")
+    MOVEMENTS_FIELD_NUMBER: _ClassVar[int]
+    CONTROLS_FIELD_NUMBER: _ClassVar[int]
+    movements: _containers.RepeatedCompositeFieldContainer[Movement]
+    controls: _containers.RepeatedCompositeFieldContainer[MovementControl]
+    def __init__(self, movements: _Optional[_Iterable[_Union[Movement, _Mapping]]] = ..., controls: _Optional[_Iterable[_Union[MovementControl, _Mapping]]] = ...) -> None: ...
+
+class Movement(_message.Message):
+    __slots__ = ("group", "opening", "rewarded", "reversed", "adjusted", "closing", "rewards", "reversals", "adjustments")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    REWARDED_FIELD_NUMBER: _ClassVar[int]
+    REVERSED_FIELD_NUMBER: _ClassVar[int]
+    ADJUSTED_FIELD_NUMBER: _ClassVar[int]
+    CLOSING_FIELD_NUMBER: _ClassVar[int]
+    REWARDS_FIELD_NUMBER: _ClassVar[int]
+    REVERSALS_FIELD_NUMBER: _ClassVar[int]
+    ADJUSTMENTS_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    opening: Amount
+    rewarded: Amount
+    reversed: Amount
+    adjusted: Amount
+    closing: Amount
+    rewards: int
+    reversals: int
+    adjustments: int
+    def __init__(self, group: _Optional[str] = ..., opening: _Optional[_Union[Amount, _Mapping]] = ..., rewarded: _Optional[_Union[Amount, _Mapping]] = ..., reversed: _Optional[_Union[Amount, _Mapping]] = ..., adjusted: _Optional[_Union[Amount, _Mapping]] = ..., closing: _Optional[_Union[Amount, _Mapping]] = ..., rewards: _Optional[int] = ..., reversals: _Optional[int] = ..., adjustments: _Optional[int] = ...) -> None: ...
+
+class MovementControl(_message.Message):
+    __slots__ = ("debits", "credits", "difference", "postings")
+    DEBITS_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    POSTINGS_FIELD_NUMBER: _ClassVar[int]
+    debits: Amount
+    credits: Amount
+    difference: Amount
+    postings: int
+    def __init__(self, debits: _Optional[_Union[Amount, _Mapping]] = ..., credits: _Optional[_Union[Amount, _Mapping]] = ..., difference: _Optional[_Union[Amount, _Mapping]] = ..., postings: _Optional[int] = ...) -> None: ...
+
+class GetTrialBalanceRequest(_message.Message):
+    __slots__ = ("as_of",)
+    AS_OF_FIELD_NUMBER: _ClassVar[int]
+    as_of: _timestamp_pb2.Timestamp
+    def __init__(self, as_of: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class GetTrialBalanceResponse(_message.Message):
+    __slots__ = ("currencies",)
+    CURRENCIES_FIELD_NUMBER: _ClassVar[int]
+    currencies: _containers.RepeatedCompositeFieldContainer[TrialBalance]
+    def __init__(self, currencies: _Optional[_Iterable[_Union[TrialBalance, _Mapping]]] = ...) -> None: ...
+
+class TrialBalance(_message.Message):
+    __slots__ = ("accounts", "debits", "credits", "difference", "postings")
+    ACCOUNTS_FIELD_NUMBER: _ClassVar[int]
+    DEBITS_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    POSTINGS_FIELD_NUMBER: _ClassVar[int]
+    accounts: _containers.RepeatedCompositeFieldContainer[AccountKind]
+    debits: Amount
+    credits: Amount
+    difference: Amount
+    postings: int
+    def __init__(self, accounts: _Optional[_Iterable[_Union[AccountKind, _Mapping]]] = ..., debits: _Optional[_Union[Amount, _Mapping]] = ..., credits: _Optional[_Union[Amount, _Mapping]] = ..., difference: _Optional[_Union[Amount, _Mapping]] = ..., postings: _Optional[int] = ...) -> None: ...
+
+class AccountKind(_message.Message):
+    __slots__ = ("kind", "debits", "credits", "balance", "postings")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DEBITS_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
+    BALANCE_FIELD_NUMBER: _ClassVar[int]
+    POSTINGS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    debits: Amount
+    credits: Amount
+    balance: Amount
+    postings: int
+    def __init__(self, kind: _Optional[str] = ..., debits: _Optional[_Union[Amount, _Mapping]] = ..., credits: _Optional[_Union[Amount, _Mapping]] = ..., balance: _Optional[_Union[Amount, _Mapping]] = ..., postings: _Optional[int] = ...) -> None: ...

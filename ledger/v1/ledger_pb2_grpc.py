@@ -74,6 +74,16 @@ class LedgerServiceStub:
                 request_serializer=ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsRequest.SerializeToString,
                 response_deserializer=ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsResponse.FromString,
                 _registered_method=True)
+        self.ListMovements = channel.unary_unary(
+                '/ledger.v1.LedgerService/ListMovements',
+                request_serializer=ledger_dot_v1_dot_ledger__pb2.ListMovementsRequest.SerializeToString,
+                response_deserializer=ledger_dot_v1_dot_ledger__pb2.ListMovementsResponse.FromString,
+                _registered_method=True)
+        self.GetTrialBalance = channel.unary_unary(
+                '/ledger.v1.LedgerService/GetTrialBalance',
+                request_serializer=ledger_dot_v1_dot_ledger__pb2.GetTrialBalanceRequest.SerializeToString,
+                response_deserializer=ledger_dot_v1_dot_ledger__pb2.GetTrialBalanceResponse.FromString,
+                _registered_method=True)
         self.WatchRewards = channel.unary_stream(
                 '/ledger.v1.LedgerService/WatchRewards',
                 request_serializer=ledger_dot_v1_dot_ledger__pb2.WatchRewardsRequest.SerializeToString,
@@ -154,6 +164,26 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMovements(self, request, context):
+        """ListMovements gives what moved each currency in a period of whole days: what users were owed
+        before it, what was rewarded, reversed and adjusted in it, and what they were owed after it.
+
+        Needs the scope totals.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTrialBalance(self, request, context):
+        """GetTrialBalance gives the debits, credits and balance of every currency by kind of account,
+        now or as of a time.
+
+        Needs the scope totals.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRewards(self, request, context):
         """WatchRewards gives every reward once, in commit order, within a second of its commit.
 
@@ -213,6 +243,16 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.ListCurrencyTotals,
                     request_deserializer=ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsRequest.FromString,
                     response_serializer=ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsResponse.SerializeToString,
+            ),
+            'ListMovements': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMovements,
+                    request_deserializer=ledger_dot_v1_dot_ledger__pb2.ListMovementsRequest.FromString,
+                    response_serializer=ledger_dot_v1_dot_ledger__pb2.ListMovementsResponse.SerializeToString,
+            ),
+            'GetTrialBalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrialBalance,
+                    request_deserializer=ledger_dot_v1_dot_ledger__pb2.GetTrialBalanceRequest.FromString,
+                    response_serializer=ledger_dot_v1_dot_ledger__pb2.GetTrialBalanceResponse.SerializeToString,
             ),
             'WatchRewards': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRewards,
@@ -392,6 +432,60 @@ class LedgerService:
             '/ledger.v1.LedgerService/ListCurrencyTotals',
             ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsRequest.SerializeToString,
             ledger_dot_v1_dot_ledger__pb2.ListCurrencyTotalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMovements(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ledger.v1.LedgerService/ListMovements',
+            ledger_dot_v1_dot_ledger__pb2.ListMovementsRequest.SerializeToString,
+            ledger_dot_v1_dot_ledger__pb2.ListMovementsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrialBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ledger.v1.LedgerService/GetTrialBalance',
+            ledger_dot_v1_dot_ledger__pb2.GetTrialBalanceRequest.SerializeToString,
+            ledger_dot_v1_dot_ledger__pb2.GetTrialBalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,80 @@
+"""What ``ledger verify`` derives again of the roll-ups that finance asks.
+
+From the postings, the rewards and the corrections; never from another roll-up.
+"""
+
+# As `ledger.writing` and `ledger.correcting` cut the texts.
+_MOVEMENTS = """
+SELECT
+    concat_ws(
+        ' ', coalesce(derived.period, held.period), coalesce(derived.starts_on, held.starts_on),
+        coalesce(derived.currency, held.currency), coalesce(derived.kind, held.kind),
+        coalesce(derived.campaign_id, held.campaign_id), coalesce(derived.type, held.type),
+        coalesce(derived.reward_type, held.reward_type),
+        coalesce(derived.reward_category, held.reward_category)
+    ),
+    derived.debits || ' / ' || derived.credits || ' in ' || derived.postings,
+    held.debits || ' / ' || held.credits || ' in ' || held.postings
+FROM (
+    SELECT
+        period, date_trunc(period, posted_at AT TIME ZONE 'UTC')::date AS starts_on,
+        postings.currency, coalesce(kind, 'reward') AS kind,
+        left(coalesce(campaign_id, ''), 200) AS campaign_id,
+        left(coalesce(type, ''), 100) AS type, left(coalesce(reward_type, ''), 100) AS reward_type,
+        left(coalesce(reward_category, ''), 100) AS reward_category,
+        sum(CASE WHEN starts_with(postings.debit_account, 'user:') THEN postings.amount ELSE 0 END)
+            AS debits,
+        sum(CASE WHEN starts_with(postings.credit_account, 'user:') THEN postings.amount ELSE 0 END)
+            AS credits,
+        count(*) AS postings
+    FROM postings
+    LEFT JOIN corrections ON corrections.correction_key = postings.correction_key
+    LEFT JOIN rewards ON rewards.reward_id = coalesce(postings.reward_id, corrections.reward_id)
+    CROSS JOIN (VALUES ('day'), ('month')) AS periods (period)
+    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
+) AS derived
+FULL JOIN movements AS held
+    ON held.period = derived.period AND held.starts_on = derived.starts_on
+    AND held.currency = derived.currency AND held.kind = derived.kind
+    AND held.campaign_id = derived.campaign_id AND held.type = derived.type
+    AND held.reward_type = derived.reward_type AND held.reward_category = derived.reward_category
+WHERE (derived.debits, derived.credits, derived.postings)
+    IS DISTINCT FROM (held.debits, held.credits, held.postings)
+"""
+
+_PERIOD_PARTS = """
+SELECT
+    concat_ws(' ', held.currency, held.period, held.starts_at),
+    concat_ws(' ', coalesce(derived.reversals, 0), coalesce(derived.reversed, 0),
+              coalesce(derived.granted, 0), coalesce(derived.taken, 0)),
+    concat_ws(' ', held.reversals, held.reversed, held.granted, held.taken)
+FROM period_totals AS held
+LEFT JOIN (
+    SELECT
+        postings.currency, period, date_trunc(period, posted_at, 'UTC') AS starts_at,
+        count(*) FILTER (WHERE kind = 'reversal') AS reversals,
+        coalesce(sum(postings.amount) FILTER (WHERE kind = 'reversal'), 0) AS reversed,
+        coalesce(sum(postings.amount) FILTER (
+            WHERE kind = 'adjustment' AND starts_with(postings.credit_account, 'user:')
+        ), 0) AS granted,
+        coalesce(sum(postings.amount) FILTER (
+            WHERE kind = 'adjustment' AND starts_with(postings.debit_account, 'user:')
+        ), 0) AS taken
+    FROM postings
+    JOIN corrections ON corrections.correction_key = postings.correction_key
+    CROSS JOIN (VALUES ('day'), ('minute')) AS periods (period)
+    GROUP BY 1, 2, 3
+) AS derived
+    ON derived.currency = held.currency AND derived.period = held.period
+    AND derived.starts_at = held.starts_at
+WHERE (
+    coalesce(derived.reversals, 0), coalesce(derived.reversed, 0),
+    coalesce(derived.granted, 0), coalesce(derived.taken, 0)
+) <> (held.reversals, held.reversed, held.granted, held.taken)
+"""
+
+RULES = {
+    "a day's or month's movements are the sum of its postings": _MOVEMENTS,
+    "what a period's totals tell apart is the sum of its corrections": _PERIOD_PARTS,
+}
+"""Each rule as a sentence, and the query of what breaks it: subject, expected, found."""
