@@ -49,6 +49,15 @@ SELECT currency, period, date_trunc(period, posted_at, 'UTC'), sum(amount), coun
        count(*) FILTER (WHERE version = 1)
 FROM postings CROSS JOIN (VALUES ('day'), ('minute')) AS periods (period)
 GROUP BY 1, 2, 3;
+
+INSERT INTO movements (
+    period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category, credits,
+    postings
+)
+SELECT period, date_trunc(period, posted_at AT TIME ZONE 'UTC')::date, %(currency)s, 'reward',
+       campaign_id, '', '', '', sum(amount), count(*)
+FROM told CROSS JOIN (VALUES ('day'), ('month')) AS periods (period)
+GROUP BY 1, 2, 5;
 """
 
 

@@ -107,6 +107,8 @@ def test_each_method_needs_its_scope_before_its_message_is_read(
         "ListRewards": "history",
         "GetReward": "history",
         "ListCurrencyTotals": "totals",
+        "ListMovements": "totals",
+        "GetTrialBalance": "totals",
         "WatchRewards": "watch",
     }
     methods = [m.name for m in pb.DESCRIPTOR.services_by_name["LedgerService"].methods]

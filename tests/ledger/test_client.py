@@ -13,13 +13,19 @@ from typing import Any
 import pytest
 
 from ledger.client import (
+    AccountKind,
     AsyncLedgerClient,
     Balance,
     CurrencyTotals,
     LedgerClient,
+    Movement,
+    MovementControl,
+    Movements,
     Posting,
     Reward,
     RewardPage,
+    TrialBalance,
+    finance,
     questions,
 )
 from ledger.v1 import ledger_pb2 as pb
@@ -283,6 +289,29 @@ def test_totals_are_exact(database: Database, run: Run, kind: type[Any]) -> None
             assert await ask("list_currency_totals", as_of=at) == (
                 CurrencyTotals("USD", Decimal("1.50"), Decimal("1.50"), Decimal(0), 1, 1),
             )
+            day = at.date()
+            nothing, three = Decimal(0), Decimal("3.50")
+            moved = (nothing, three, nothing, nothing, three, 2, 0, 0)
+            control = MovementControl("USD", three, three, nothing, 2)
+            period = (day, day + timedelta(days=2))
+            assert await ask("list_movements", *period) == Movements(
+                (Movement("USD", "", *moved),), (control,)
+            )
+            for group, name in (
+                ("campaign", "campaign-1"),
+                ("type", "scratchcard"),
+                ("reward-type", "points"),
+                ("category", ""),
+            ):
+                found = await ask("list_movements", *period, group=group)
+                assert found.movements == (Movement("USD", name, *moved),)
+            user = AccountKind("user", nothing, three, three, 2)
+            campaign = AccountKind("campaign", three, nothing, three, 2)
+            assert await ask("get_trial_balance") == (
+                TrialBalance("USD", (user, campaign), three, three, nothing, 2),
+            )
+            (past,) = await ask("get_trial_balance", as_of=at)
+            assert past.postings == 1
 
     run(main())
 
@@ -316,9 +345,15 @@ def test_a_time_without_a_zone_is_refused_before_anything_is_asked(kind: type[An
         lambda: ledger.list_rewards("user-1", end_time=naive),
         lambda: ledger.list_rewards_page("user-1", end_time=naive),
         lambda: ledger.list_currency_totals(as_of=naive),
+        lambda: ledger.get_trial_balance(as_of=naive),
     ):
         with pytest.raises(ValueError, match="has no time zone"):
             ask()
+
+
+def question(name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(finance if hasattr(finance, name) else questions, name)
+    return found
 
 
 def test_both_clients_answer_the_same_questions_and_say_so() -> None:
@@ -327,7 +362,7 @@ def test_both_clients_answer_the_same_questions_and_say_so() -> None:
         name for name in vars(AsyncLedgerClient) if not name.startswith("_") and name != "close"
     ]
     for name in names:
-        described = getattr(questions, name.removesuffix("_page"))
+        described = question(name.removesuffix("_page"))
         for kind in (LedgerClient, AsyncLedgerClient):
             method = getattr(kind("127.0.0.1:1"), name)
             assert method.__doc__ == described.__doc__
@@ -341,7 +376,7 @@ def test_every_call_of_the_service_can_be_asked() -> None:
         for kind in (LedgerClient, AsyncLedgerClient):
             assert hasattr(kind, name), method.name
         fields = [field.name for field in method.input_type.fields]
-        taken = list(inspect.signature(getattr(questions, name)).parameters)
+        taken = list(inspect.signature(question(name)).parameters)
         # What is watched has no end.
         assert taken == [*fields, *([] if method.server_streaming else ["timeout_seconds"])]
 

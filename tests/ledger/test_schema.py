@@ -57,6 +57,19 @@ ROWS = {
         "postings": "2",
         "users": "1",
     },
+    "movements": {
+        "period": "'day'",
+        "starts_on": "'2026-01-01'",
+        "currency": "'USD'",
+        "kind": "'reward'",
+        "campaign_id": "'campaign-1'",
+        "type": "''",
+        "reward_type": "''",
+        "reward_category": "''",
+        "debits": "0",
+        "credits": "3",
+        "postings": "2",
+    },
     "corrections": {
         "correction_key": "'key-1'",
         "kind": "'reversal'",
@@ -227,6 +240,15 @@ ROW_REFUSALS = [
         Refusal(insert("period_totals", users=users), CHECK, "period_users_are_counted_once")
         for users in ("-1", "3")
     ),
+    Refusal(
+        f"{insert('movements')}; {insert('movements', credits='9')}",
+        UNIQUE,
+        "movement_is_summed_once",
+    ),
+    *(
+        Refusal(insert("movements", credits=amount), CHECK, "movement_amount_is_positive")
+        for amount in ("0", "-1", "'NaN'", "'Infinity'")
+    ),
     Refusal(insert("commits", last_number="7"), CHECK, "commit_numbers_are_in_order"),
     Refusal(
         insert("commits")
@@ -389,6 +411,8 @@ CHANGES = [
     "TRUNCATE balances",
     "DELETE FROM period_totals",
     "TRUNCATE period_totals",
+    "DELETE FROM movements",
+    "TRUNCATE movements",
     "UPDATE commits SET last_number = last_number",
     "DELETE FROM commits",
     "TRUNCATE commits",
@@ -431,6 +455,7 @@ POWERS = [
     "UPDATE balances SET currency = 'EUR'",
     "UPDATE period_totals SET currency = 'EUR'",
     "UPDATE period_totals SET starts_at = starts_at - interval '1 day'",
+    "UPDATE movements SET campaign_id = 'another'",
     insert("sealing_keys"),
     "UPDATE sealing_keys SET key = key",
     "DELETE FROM sealing_keys",
@@ -466,7 +491,9 @@ def refusal(books: Database, role: str, statement: str) -> tuple[str | None, str
 
 
 @pytest.mark.parametrize("role", [WRITER, OWNER])
-@pytest.mark.parametrize("table", ["rewards", "postings", "balances", "period_totals", "commits"])
+@pytest.mark.parametrize(
+    "table", ["rewards", "postings", "balances", "period_totals", "movements", "commits"]
+)
 def test_the_row_that_the_refusals_change_is_accepted(
     books: Database, role: str, table: str
 ) -> None:
@@ -536,6 +563,7 @@ def test_every_rule_of_the_database_is_broken_here() -> None:
         "0005_sealing_key.sql",
         "0006_period_totals.sql",
         "0008_corrections.sql",
+        "0011_movements.sql",
     )
     text = "".join((MIGRATIONS / name).read_text() for name in names)
     rules = set(re.findall(r"CONSTRAINT (\w+)\s+(?:CHECK|UNIQUE|PRIMARY|FOREIGN)", text))
@@ -570,7 +598,7 @@ def test_the_reader_writes_nothing(books: Database, statement: str) -> None:
 
 RELATIONS = (
     *("currencies", "rewards", "postings", "balances", "entries"),
-    *("period_totals", "sealing_keys", "commits", "corrections", "proposals"),
+    *("period_totals", "movements", "sealing_keys", "commits", "corrections", "proposals"),
 )
 READERS_ONLY = {"entries", "sealing_keys", "proposals"}
 BOOKS = "{" + ",".join(RELATIONS) + "}"
@@ -594,9 +622,12 @@ def test_a_service_has_no_right_to_the_books_that_is_not_listed_here(books: Data
         + [(WRITER, relation, "SELECT") for relation in RELATIONS if relation not in READERS_ONLY]
         + [
             (WRITER, table, "INSERT")
-            for table in ("rewards", "postings", "balances", "period_totals", "commits")
+            for table in (
+                *("rewards", "postings", "balances", "period_totals", "movements", "commits"),
+            )
         ]
         + [(WRITER, f"period_totals.{c}", "UPDATE") for c in ("amount", "postings", "users")]
+        + [(WRITER, f"movements.{column}", "UPDATE") for column in ("credits", "postings")]
         + [
             (WRITER, f"balances.{column}", "UPDATE")
             for column in ("debits", "credits", "version", "posted_at")
@@ -609,12 +640,20 @@ def test_a_service_has_no_right_to_the_books_that_is_not_listed_here(books: Data
         + [
             (CORRECTOR, table, "INSERT")
             for table in (
-                *("corrections", "proposals", "postings", "balances", "period_totals", "commits"),
+                *("corrections", "proposals", "postings", "balances", "period_totals"),
+                *("movements", "commits"),
             )
         ]
         + [
             (CORRECTOR, f"period_totals.{column}", "UPDATE")
-            for column in ("amount", "postings", "users", "corrections")
+            for column in (
+                *("amount", "postings", "users", "corrections"),
+                *("reversals", "reversed", "granted", "taken"),
+            )
+        ]
+        + [
+            (CORRECTOR, f"movements.{column}", "UPDATE")
+            for column in ("debits", "credits", "postings")
         ]
         + [
             (CORRECTOR, f"balances.{column}", "UPDATE")
@@ -684,7 +723,7 @@ def test_every_table_view_and_index_says_what_it_is_for(books: Database) -> None
         LEFT JOIN pg_constraint ON conindid = pg_class.oid AND contype IN ('p', 'u', 'x')
         WHERE coalesce(indrelid, pg_class.oid) = ANY('{BOOKS}'::regclass[])
     """)
-    assert len(described) == 9 + 1 + 20
+    assert len(described) == 10 + 1 + 21
     for name, kind, comment in described:
         assert comment, f"{name} has no comment"
         # An index stands for a question that is asked of it.
@@ -708,6 +747,8 @@ def test_every_text_of_a_key_is_compared_byte_by_byte(books: Database) -> None:
     """Otherwise an index depends on the version of the system's collations."""
     assert books.rows("""
         SELECT table_name, column_name FROM information_schema.columns
-        WHERE table_name IN ('currencies', 'rewards', 'postings', 'balances', 'period_totals')
+        WHERE table_name IN (
+            'currencies', 'rewards', 'postings', 'balances', 'period_totals', 'movements'
+        )
           AND data_type = 'text' AND collation_name IS DISTINCT FROM 'C'
     """) == [("currencies", "name")]

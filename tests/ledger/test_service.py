@@ -385,6 +385,15 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("GetReward", {"reward_id": "r" * 201}, "reward_id"),
     ("GetReward", {"reward_id": "\0"}, "reward_id"),
     ("ListCurrencyTotals", {"as_of": NOT_A_TIME}, "as_of"),
+    ("ListMovements", {"end_day": "2026-11-01"}, "start_day"),
+    ("ListMovements", {"start_day": "2026-10-01", "end_day": "2026-11-31"}, "end_day"),
+    ("ListMovements", {"start_day": "2026-10-01", "end_day": "2026-10-01"}, "end_day"),
+    (
+        "ListMovements",
+        {"start_day": "2026-10-01", "end_day": "2026-11-01", "group": 99},
+        "group",
+    ),
+    ("GetTrialBalance", {"as_of": NOT_A_TIME}, "as_of"),
 ]
 
 

@@ -46,7 +46,8 @@ CORRECTED = {
         "a reversal takes back what its reward posted",
     },
     "UPDATE corrections SET reward_id = 'r6' WHERE kind = 'reversal'": {
-        "a reversal takes back what its reward posted"
+        "a reversal takes back what its reward posted",
+        "a day's or month's movements are the sum of its postings",
     },
     "UPDATE corrections SET credit_account = 'campaign:other' WHERE kind = 'reversal'": {
         "a correction is posted as it was recorded",
@@ -59,12 +60,16 @@ CORRECTED = {
     "DELETE FROM corrections WHERE kind = 'adjustment'": {
         "a correction is posted as it was recorded",
         "an adjustment is what two persons agreed on",
+        "a day's or month's movements are the sum of its postings",
+        "what a period's totals tell apart is the sum of its corrections",
     },
     "UPDATE period_totals SET corrections = 0 WHERE period = 'day'": {
         "a period's totals are the sum of its postings"
     },
     "UPDATE postings SET correction_key = 'other' WHERE correction_key = 'a'": {
-        "a correction is posted as it was recorded"
+        "a correction is posted as it was recorded",
+        "a day's or month's movements are the sum of its postings",
+        "what a period's totals tell apart is the sum of its corrections",
     },
 }
 
@@ -125,26 +130,30 @@ CORRUPTIONS = {
         "what was told is what was posted",
         "debits and credits of a currency are the sum of its postings",
         "a period's totals are the sum of its postings",
+        "a day's or month's movements are the sum of its postings",
     },
     "UPDATE postings SET balance_after = balance_after + 1 WHERE reward_id = 'r3'": {
         "each balance after is the one before and its posting"
     },
     "UPDATE postings SET version = 77 WHERE reward_id = 'r5'": {"versions count without a gap"},
-    "UPDATE postings SET posted_at = posted_at - interval '1 h' WHERE reward_id = 'r2'": {
+    "UPDATE postings SET posted_at = posted_at - interval '1 day' WHERE reward_id = 'r2'": {
         "time does not run backwards along versions",
         "a period's totals are the sum of its postings",
+        "a day's or month's movements are the sum of its postings",
     },
-    "UPDATE postings SET posted_at = posted_at + interval '1 h' WHERE reward_id = 'r2'": {
+    "UPDATE postings SET posted_at = posted_at + interval '1 day' WHERE reward_id = 'r2'": {
         "time does not run backwards along versions",
         "a user's balance has the time of its last posting",
         "a period's totals are the sum of its postings",
+        "a day's or month's movements are the sum of its postings",
     },
     "UPDATE postings SET debit_account = 'campaign:other' WHERE reward_id = 'r6'": {
         "a balance is the sum of its entries",
         "what was told is what was posted",
     },
     "UPDATE postings SET reward_id = 'other' WHERE reward_id = 'r6'": {
-        "what was told is what was posted"
+        "what was told is what was posted",
+        "a day's or month's movements are the sum of its postings",
     },
     "UPDATE postings SET amount = 400 WHERE reward_id = 'r6'": {
         "an amount has the decimals of its currency"
@@ -184,7 +193,10 @@ CORRUPTIONS = {
     "DELETE FROM period_totals WHERE period = 'minute'": {
         "a period's totals are the sum of its postings"
     },
-    "DELETE FROM rewards WHERE reward_id = 'r6'": {"what was told is what was posted"},
+    "DELETE FROM rewards WHERE reward_id = 'r6'": {
+        "what was told is what was posted",
+        "a day's or month's movements are the sum of its postings",
+    },
     "UPDATE rewards SET written_by = '1' WHERE reward_id = 'r6'": {
         "each reward has one place in commit order"
     },

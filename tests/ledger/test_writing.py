@@ -26,6 +26,7 @@ from ledger.operations.verify import verify
 from ledger.reward import Reward
 from ledger.writing import WAIT_SECONDS_MAX, Outcome, Receipt, Status, Writer, post
 from tests.conftest import SUPERUSER, Database, Run
+from tests.ledger.past import move
 from tests.rewards import reward
 
 
@@ -400,11 +401,7 @@ def test_time_does_not_run_backwards_although_the_clock_does(database: Database,
 
     async def main() -> None:
         (first,) = await post_all(database, reward("first"))
-        with psycopg.connect(database.url(SUPERUSER)) as connection:
-            connection.execute("SET session_replication_role = replica")
-            for table in ("postings", "balances"):
-                connection.execute(f"UPDATE {table} SET posted_at = posted_at + interval '1 day'")
-            connection.execute("UPDATE period_totals SET starts_at = starts_at + interval '1 day'")
+        move(database, "posted_at + interval '1 day'")
         (second,) = await post_all(database, reward("second"))
         assert second.version == 2
         assert second.posted_at > first.posted_at
