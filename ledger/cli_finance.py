@@ -1,10 +1,19 @@
-"""``ledger totals`` and ``ledger trial-balance``: what finance asks, by currency."""
+"""``ledger totals``, ``trial-balance``, ``close`` and ``statement``: what finance asks and does."""
 
 from datetime import date
 from typing import Annotated
 
 import typer
 
+from ledger.database import Connection, Role
+from ledger.operations.close import (
+    CloseRefused,
+    Late,
+    Statement,
+    close,
+    get_statement,
+    list_late,
+)
 from ledger.operations.totals import (
     Group,
     Movement,
@@ -13,13 +22,15 @@ from ledger.operations.totals import (
     list_trial_balance,
 )
 from ledger.reading import list_currency_totals
-from ledger.terminal import AsJson, AsOf, Row, ask, fail, show, time_as_of
+from ledger.terminal import AsJson, AsOf, Row, ask, fail, operator, printable, show, time_as_of
 
 
 def add_to(app: typer.Typer) -> None:
     """Give ``app`` these commands."""
     app.command()(totals)
     app.command("trial-balance")(trial_balance)
+    app.command("close")(close_)
+    app.command()(statement)
 
 
 def totals(
@@ -108,3 +119,67 @@ def _lines(balance: TrialBalance) -> list[Row]:
              "credits": balance.credits, "balance": None, "postings": balance.postings,
              "difference": balance.difference}  # fmt: skip
     return [*kinds, whole]
+
+
+Month = Annotated[str, typer.Argument(help="Such as 2026-10; months are of UTC.")]
+
+
+def close_(
+    month: Month,
+    by: Annotated[str, typer.Option(help="Who does it; the one logged in here if not said.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Close a month that is over: what every kind of account held before and after it, for good.
+
+    Months are closed one after the other. A month that is closed stays as it is, and closing it
+    again shows the same. Needs a login that may become ledger_closer.
+
+    Example: ledger close 2026-10 --by ann
+    """
+    first = _month(month)
+    try:
+        closed = ask(lambda c: close(c, first, by or operator()), role=Role.CLOSER)
+    except CloseRefused as error:
+        fail(str(error))
+    _show_statement(closed, None, as_json=as_json)
+
+
+def statement(month: Month, as_json: AsJson = False) -> None:
+    """Show the statement of a closed month, and what of it was posted late.
+
+    Example: ledger statement 2026-10 --json
+    """
+    first = _month(month)
+
+    async def look(connection: Connection) -> tuple[Statement | None, list[Late]]:
+        return await get_statement(connection, first), await list_late(connection, first)
+
+    closed, late = ask(look)
+    if closed is None:
+        fail(f"{month} is not closed: see `ledger close --help`.")
+    _show_statement(closed, late, as_json=as_json)
+
+
+def _month(text: str) -> date:
+    try:
+        return date.fromisoformat(f"{text}-01")
+    except ValueError:
+        fail("A month must be written such as 2026-10.")
+
+
+def _show_statement(closed: Statement, late: list[Late] | None, *, as_json: bool) -> None:
+    lines = [line._asdict() for line in closed.lines()]
+    late_rows = [each._asdict() for each in late or []]
+    if as_json:
+        told = {**closed._asdict(), "month": f"{closed.month:%Y-%m}", "accounts": lines}
+        show([told if late is None else {**told, "late": late_rows}], as_json=True)
+        return
+    show(lines, as_json=False)
+    typer.echo(
+        f"{closed.month:%Y-%m} was closed by {printable(closed.closed_by)} at "
+        f"{closed.closed_at:%Y-%m-%d %H:%M:%SZ}, up to commit {closed.position}"
+    )
+    typer.echo(f"sha256 {closed.sha256}")
+    if late is not None:
+        typer.echo(f"{len(late)} rewards of it were posted late")
+        show(late_rows, as_json=False)

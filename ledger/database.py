@@ -29,6 +29,7 @@ class Role(StrEnum):
     WRITER = "ledger_writer"
     READER = "ledger_reader"
     CORRECTOR = "ledger_corrector"
+    CLOSER = "ledger_closer"
 
 
 class WrongProcess(RuntimeError):
@@ -47,6 +48,7 @@ _PLANS = {
         "enable_mergejoin": "off",
     },
     Role.CORRECTOR: {"enable_seqscan": "off"},
+    Role.CLOSER: {},
 }
 """How the services' few statements are planned: once, for every batch size and every table size.
 

@@ -115,6 +115,7 @@ MAY_CHANGE = {
     "ledger.quarantine": {"quarantine"},
     "ledger.tallying": {"tallies"},
     "ledger.operations.reconciliations": {"reconciliations"},
+    "ledger.operations.close": {"statements"},
 }
 """Which of Postgres's tables a module's statements change; all others only read."""
 
@@ -132,6 +133,7 @@ EXACT = [
     "ledger.correcting",
     "ledger.reading",
     "ledger.history",
+    "ledger.operations.close",
     "ledger.operations.totals",
     "ledger.operations.rows",
     "ledger.operations.report",

@@ -2,7 +2,7 @@
 
 import psycopg
 
-ROLES = ("ledger_owner", "ledger_writer", "ledger_reader", "ledger_corrector")
+ROLES = ("ledger_owner", "ledger_writer", "ledger_reader", "ledger_corrector", "ledger_closer")
 
 FIND_ROLES = "SELECT rolname FROM pg_roles WHERE rolname = ANY(%(names)s)"
 
@@ -17,11 +17,14 @@ ALTER ROLE ledger_reader LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION
     PASSWORD NULL;
 ALTER ROLE ledger_corrector LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
     PASSWORD NULL;
+ALTER ROLE ledger_closer LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
+    PASSWORD NULL;
 ALTER ROLE ledger_owner SET log_min_messages = 'log';
 ALTER ROLE ledger_writer SET log_min_messages = 'log';
 ALTER ROLE ledger_reader SET log_min_messages = 'log';
 ALTER ROLE ledger_corrector SET log_min_messages = 'log';
-GRANT ledger_writer, ledger_reader, ledger_corrector
+ALTER ROLE ledger_closer SET log_min_messages = 'log';
+GRANT ledger_writer, ledger_reader, ledger_corrector, ledger_closer
     TO ledger_owner WITH ADMIN OPTION, INHERIT FALSE, SET TRUE;
 """
 
@@ -33,7 +36,8 @@ CREATE DATABASE ledger OWNER ledger_owner TEMPLATE template0 ENCODING 'UTF8' LOC
 
 LET_ONLY_THE_ROLES_IN = """
 REVOKE ALL ON DATABASE ledger FROM PUBLIC;
-GRANT CONNECT ON DATABASE ledger TO ledger_writer, ledger_reader, ledger_corrector;
+GRANT CONNECT ON DATABASE ledger
+    TO ledger_writer, ledger_reader, ledger_corrector, ledger_closer;
 """
 
 

@@ -1,6 +1,6 @@
-"""What ``ledger verify`` derives again of the roll-ups that finance asks.
+"""What ``ledger verify`` derives again of what finance asks: roll-ups and statements.
 
-From the postings, the rewards and the corrections; never from another roll-up.
+From the postings, the rewards and the corrections; statements from another roll-up than made them.
 """
 
 # As `ledger.writing` and `ledger.correcting` cut the texts.
@@ -73,8 +73,77 @@ WHERE (
 ) <> (held.reversals, held.reversed, held.granted, held.taken)
 """
 
+# Put together a second time: from the movements of months, which the rule above holds.
+_STATEMENTS = """
+WITH kinds (kind, of) AS (
+    VALUES ('adjustment', '{adjustment}'::text[]), ('campaign', '{reward,reversal}'),
+           ('user', '{reward,reversal,adjustment}')
+),
+lines AS (
+    SELECT
+        month, currency, kinds.kind,
+        concat_ws(
+            E'\\t', currency, kinds.kind,
+            round(coalesce(sum(moved) FILTER (WHERE starts_on < month), 0), scale),
+            round(coalesce(sum(moved) FILTER (WHERE at_once AND moved_by = 'reward'), 0), scale),
+            round(coalesce(sum(moved) FILTER (WHERE at_once AND moved_by = 'reversal'), 0), scale),
+            round(coalesce(sum(moved) FILTER (
+                WHERE at_once AND moved_by = 'adjustment'
+            ), 0), scale),
+            round(coalesce(sum(moved), 0), scale),
+            coalesce(sum(postings) FILTER (WHERE at_once AND moved_by = 'reward'), 0),
+            coalesce(sum(postings) FILTER (WHERE at_once AND moved_by = 'reversal'), 0),
+            coalesce(sum(postings) FILTER (WHERE at_once AND moved_by = 'adjustment'), 0)
+        ) AS line
+    FROM statements
+    JOIN (
+        SELECT currency, min(starts_on) AS began_on FROM movements GROUP BY currency
+    ) AS told ON began_on < month + interval '1 month'
+    JOIN currencies ON code = currency
+    CROSS JOIN kinds
+    LEFT JOIN (
+        SELECT currency AS of_currency, kind AS moved_by, starts_on,
+               sum(credits) - sum(debits) AS moved, sum(postings) AS postings
+        FROM movements WHERE period = 'month' GROUP BY 1, 2, 3
+    ) AS moves ON of_currency = currency AND moved_by = ANY(of) AND starts_on <= month
+    CROSS JOIN LATERAL (SELECT starts_on = month AS at_once) AS placed
+    GROUP BY month, currency, kinds.kind, scale
+),
+derived AS (
+    SELECT
+        month, text,
+        concat_ws(
+            E'\\n', E'statement\\t' || to_char(month, 'YYYY-MM'),
+            E'previous\\t' || coalesce(
+                lag(encode(sha256(convert_to(text, 'UTF8')), 'hex')) OVER (ORDER BY month), 'none'
+            ),
+            E'position\\t' || position,
+            concat_ws(
+                E'\\t', 'currency', 'kind', 'opening', 'rewarded', 'reversed', 'adjusted',
+                'closing', 'rewards', 'reversals', 'adjustments'
+            ),
+            (SELECT string_agg(line, E'\\n' ORDER BY currency, kind COLLATE "C") FROM lines
+             WHERE lines.month = statements.month), ''
+        ) AS again
+    FROM statements
+)
+SELECT
+    to_char(month, 'YYYY-MM'),
+    (SELECT string_agg(line, E'\\n') FROM (
+        SELECT unnest(string_to_array(again, E'\\n')) AS line
+        EXCEPT SELECT unnest(string_to_array(text, E'\\n'))
+    ) AS lines),
+    (SELECT string_agg(line, E'\\n') FROM (
+        SELECT unnest(string_to_array(text, E'\\n')) AS line
+        EXCEPT SELECT unnest(string_to_array(again, E'\\n'))
+    ) AS lines)
+FROM derived
+WHERE text <> again
+"""
+
 RULES = {
     "a day's or month's movements are the sum of its postings": _MOVEMENTS,
     "what a period's totals tell apart is the sum of its corrections": _PERIOD_PARTS,
+    "a statement is what was posted until its month's end": _STATEMENTS,
 }
 """Each rule as a sentence, and the query of what breaks it: subject, expected, found."""

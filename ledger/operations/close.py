@@ -1,0 +1,269 @@
+"""``ledger close`` and ``ledger statement``: a month that is over, as it stands for good.
+
+Nothing is posted into the past, as the time of a posting is taken when it is posted. But a
+database transaction that took it just before the month's end may commit after it, and so a month
+is closed when each that was open at its end has ended.
+"""
+
+import asyncio
+from datetime import date, datetime
+from typing import NamedTuple
+
+from ledger.coalescing import Seconds
+from ledger.database import Connection
+from ledger.money import plain
+
+WAIT_SECONDS_MAX: Seconds = 10
+"""How long what was open at the month's end may take to end. What is posted takes two at most."""
+ASK_INTERVAL_SECONDS: Seconds = 0.1
+
+
+class CloseRefused(Exception):
+    """The month cannot be closed, or is not closed: the sentence says why, and what to do."""
+
+
+class Line(NamedTuple):
+    """All accounts of one kind in one currency; amounts are above zero on its normal side."""
+
+    currency: str
+    kind: str
+    """``adjustment``, ``campaign`` or ``user``."""
+    opening: str
+    rewarded: str
+    reversed: str
+    adjusted: str
+    closing: str
+    rewards: int
+    reversals: int
+    adjustments: int
+
+
+class Statement(NamedTuple):
+    """A month that is closed."""
+
+    month: date
+    text: str
+    """What the digest is of: the month, the digest of the one before, the position, the lines."""
+    sha256: str
+    position: int
+    closed_by: str
+    login: str
+    closed_at: datetime
+
+    def lines(self) -> list[Line]:
+        """What ``text`` says of each currency and kind of account, below its head of four lines."""
+        lines = []
+        for line in self.text.splitlines()[4:]:
+            currency, kind, *cells = line.split("\t")
+            opening, rewarded, taken_back, adjusted, closing = map(plain, cells[:5])
+            moved = (opening, rewarded, taken_back, adjusted, closing)
+            lines.append(Line(currency, kind, *moved, *map(int, cells[5:])))
+        return lines
+
+
+class Late(NamedTuple):
+    """A reward that was posted after a month's end, although somebody knew of it before."""
+
+    reward_id: str
+    currency: str
+    amount: str
+    posted_at: datetime
+    why: str
+
+
+# Waited for: two at once make one statement.
+_LOCK = """
+SELECT pg_advisory_xact_lock('statements'::regclass::oid::bigint)
+"""
+
+_NEXT_MONTH = """
+SELECT next_month, clock_timestamp() >= (next_month + interval '1 month') AT TIME ZONE 'UTC'
+FROM (
+    SELECT coalesce(
+        (SELECT max(month) + interval '1 month' FROM statements),
+        (SELECT date_trunc('month', min(starts_at) AT TIME ZONE 'UTC') FROM period_totals
+         WHERE period = 'day')
+    )::date AS next_month
+) AS told
+"""
+
+# Ids of database transactions are given in order, when one begins to write: before it takes a time
+# for a posting. When none that came before this one is open, nothing is on its way that is older.
+# (`pg_snapshot_xmax` would not do: it is behind the last that ended, not behind the last given.)
+_OTHERS_HAVE_ENDED = """
+SELECT pg_snapshot_xmin(pg_current_snapshot()) = pg_current_xact_id()
+"""
+
+_CLOSE = """
+WITH totals AS (
+    SELECT
+        currency, starts_at >= %(month)s::timestamp AT TIME ZONE 'UTC' AS is_within,
+        amount - reversed - granted - taken AS rewarded, -reversed AS reversed,
+        granted - taken AS adjusted, postings - corrections AS rewards, reversals,
+        corrections - reversals AS adjustments
+    FROM period_totals
+    WHERE period = 'day'
+      AND starts_at < (%(month)s::timestamp + interval '1 month') AT TIME ZONE 'UTC'
+),
+kinds (kind, has_rewards, has_adjustments) AS (
+    VALUES ('adjustment', 0, 1), ('campaign', 1, 0), ('user', 1, 1)
+),
+summed AS (
+    SELECT
+        currency, kind,
+        coalesce(sum(
+            has_rewards * (rewarded + reversed) + has_adjustments * adjusted
+        ) FILTER (WHERE NOT is_within), 0) AS opening,
+        has_rewards * coalesce(sum(rewarded) FILTER (WHERE is_within), 0) AS rewarded,
+        has_rewards * coalesce(sum(reversed) FILTER (WHERE is_within), 0) AS reversed,
+        has_adjustments * coalesce(sum(adjusted) FILTER (WHERE is_within), 0) AS adjusted,
+        has_rewards * coalesce(sum(rewards) FILTER (WHERE is_within), 0) AS rewards,
+        has_rewards * coalesce(sum(reversals) FILTER (WHERE is_within), 0) AS reversals,
+        has_adjustments * coalesce(sum(adjustments) FILTER (WHERE is_within), 0) AS adjustments
+    FROM totals CROSS JOIN kinds
+    GROUP BY currency, kind, has_rewards, has_adjustments
+),
+made AS (
+    SELECT
+        coalesce(max(commits.position), 0) AS position,
+        coalesce((
+            SELECT encode(sha256, 'hex') FROM statements
+            WHERE month = %(month)s::date - interval '1 month'
+        ), 'none') AS previous,
+        coalesce((
+            SELECT string_agg(
+                concat_ws(
+                    E'\\t', currency, kind, round(opening, scale), round(rewarded, scale),
+                    round(reversed, scale), round(adjusted, scale),
+                    round(opening + rewarded + reversed + adjusted, scale),
+                    rewards, reversals, adjustments
+                ) || E'\\n', '' ORDER BY currency, kind COLLATE "C"
+            )
+            FROM summed JOIN currencies ON currencies.code = currency
+        ), '') AS lines
+    FROM commits
+),
+told AS (
+    SELECT position, concat(
+        E'statement\\t', to_char(%(month)s::date, 'YYYY-MM'), E'\\n',
+        E'previous\\t', previous, E'\\n',
+        E'position\\t', position, E'\\n',
+        E'currency\\tkind\\topening\\trewarded\\treversed\\tadjusted\\tclosing\\t',
+        E'rewards\\treversals\\tadjustments\\n', lines
+    ) AS text
+    FROM made
+)
+INSERT INTO statements (month, text, sha256, position, closed_by)
+SELECT %(month)s, text, sha256(convert_to(text, 'UTF8')), position, %(closed_by)s FROM told
+"""
+
+
+async def close(
+    connection: Connection,
+    month: date,
+    closed_by: str,
+    *,
+    wait_seconds_max: Seconds = WAIT_SECONDS_MAX,
+) -> Statement:
+    """The statement of ``month``, its first day, made now if there is none yet.
+
+    Needs a connection of the closer's role, in autocommit mode. Raises ``CloseRefused`` when it is
+    not the next month's turn, when that is not over, or when not all of it can be seen yet.
+    """
+    async with connection.transaction():
+        await connection.execute(_LOCK)
+        closed = await get_statement(connection, month)
+        if closed is None:
+            await _check_turn(connection, month)
+            # Only now, when the month is over: who begins to write later, posts later.
+            await _wait_for_the_open(connection, wait_seconds_max)
+            await connection.execute(_CLOSE, {"month": month, "closed_by": closed_by})
+            closed = await get_statement(connection, month)
+    if closed is None:
+        raise AssertionError
+    return closed
+
+
+async def _check_turn(connection: Connection, month: date) -> None:
+    row = await (await connection.execute(_NEXT_MONTH)).fetchone()
+    next_month, is_over = row or (None, None)
+    if next_month is None:
+        raise CloseRefused("Nothing was posted yet, so no month can be closed.")
+    if month != next_month:
+        raise CloseRefused(f"Months are closed in their order, and the next is {next_month:%Y-%m}.")
+    if not is_over:
+        raise CloseRefused(f"{month:%Y-%m} is not over in UTC: close it when it is.")
+
+
+async def _wait_for_the_open(connection: Connection, seconds_max: Seconds) -> None:
+    loop = asyncio.get_running_loop()
+    gives_up_at = loop.time() + seconds_max
+    while await (await connection.execute(_OTHERS_HAVE_ENDED)).fetchone() != (True,):
+        if loop.time() >= gives_up_at:
+            raise CloseRefused(
+                "A database transaction that may hold something of the month is still open: end "
+                "it (pg_stat_activity shows it), and give the same command again."
+            )
+        await asyncio.sleep(ASK_INTERVAL_SECONDS)
+
+
+_GET_STATEMENT = """
+SELECT month, text, encode(sha256, 'hex'), position, closed_by, login, closed_at
+FROM statements
+WHERE month = %(month)s
+"""
+
+
+async def get_statement(connection: Connection, month: date) -> Statement | None:
+    """The statement of ``month``, its first day; ``None`` while it is not closed."""
+    row = await (await connection.execute(_GET_STATEMENT, {"month": month})).fetchone()
+    return None if row is None else Statement(*row)
+
+
+# An imported reward belongs to the month in which its report's period ended, one that was in
+# the quarantine to the month in which it was first seen there.
+_LIST_LATE = """
+WITH bounds AS (
+    SELECT %(month)s::timestamp AT TIME ZONE 'UTC' AS starts_at,
+           (%(month)s::timestamp + interval '1 month') AT TIME ZONE 'UTC' AS ends_at
+),
+since AS (
+    SELECT postings.reward_id, postings.currency, amount, posted_at, number, webhook_type,
+           believed_bytes, believed_bytes_sha256
+    FROM bounds
+    JOIN postings ON posted_at >= ends_at
+    JOIN rewards ON rewards.reward_id = postings.reward_id
+),
+late AS (
+    SELECT since.reward_id, currency, amount, posted_at, since.number,
+           'in the quarantine since ' || to_char(first_seen_at, 'YYYY-MM-DD') AS why
+    FROM bounds
+    JOIN quarantine ON first_seen_at >= starts_at AND first_seen_at < ends_at
+    JOIN since ON since.believed_bytes_sha256 = quarantine.believed_bytes_sha256
+    UNION ALL
+    SELECT DISTINCT ON (since.number)
+           since.reward_id, currency, amount, posted_at, since.number,
+           'in a report until ' || to_char(run.ends_at - interval '1 us', 'YYYY-MM-DD')
+    FROM bounds
+    CROSS JOIN (
+        SELECT encode(file_sha256, 'hex') AS file, ends_at FROM reconciliations WHERE imports
+    ) AS run
+    JOIN since ON webhook_type = 'import' AND run.file = substring(
+        convert_from(believed_bytes, 'UTF8') FROM '"sha256":"([0-9a-f]{64})"'
+    )
+    WHERE run.ends_at > bounds.starts_at AND run.ends_at <= bounds.ends_at
+)
+SELECT reward_id, currency, amount::text, posted_at, why FROM late ORDER BY number
+"""
+
+
+async def list_late(connection: Connection, month: date) -> list[Late]:
+    """What was posted after ``month`` and, as far as the books know, belongs to it; oldest first.
+
+    A role that may read is enough.
+    """
+    cursor = await connection.execute(_LIST_LATE, {"month": month})
+    return [
+        Late(reward_id, currency, plain(amount), posted_at, why)
+        for reward_id, currency, amount, posted_at, why in await cursor.fetchall()
+    ]
