@@ -114,3 +114,29 @@ def test_a_trial_balance_is_shown_by_kind_of_account(books: Database) -> None:
         "USD\tcampaign\t402.50\t0\t402.50\t2\t",
         "USD\tall\t402.50\t402.50\t\t2\t0",
     ]
+
+
+def test_a_month_is_closed_shown_and_closed_again_the_same(books: Database) -> None:
+    assert "2026-10 is not closed" in refused("statement", "2026-10")
+    assert "the next is 2026-09" in refused("close", "2026-10")
+    assert "such as 2026-10" in refused("close", "October")
+    said("close", "2026-09", "--by", "ann")
+    (closed,) = told("close", "2026-10", "--by", "ann")
+    assert closed["accounts"][2] == {
+        "currency": "USD",
+        "kind": "user",
+        "opening": "400",
+        "rewarded": "2.50",
+        "reversed": "0",
+        "adjusted": "0",
+        "closing": "402.50",
+        "rewards": 1,
+        "reversals": 0,
+        "adjustments": 0,
+    }
+    assert closed["month"] == "2026-10"
+    assert told("close", "2026-10", "--by", "bob") == [closed]
+    assert told("statement", "2026-10") == [{**closed, "late": []}]
+    lines = said("statement", "2026-10").splitlines()
+    assert lines[3] == "USD\tuser\t400\t2.50\t0\t0\t402.50\t1\t0\t0"
+    assert lines[5:] == [f"sha256 {closed['sha256']}", "0 rewards of it were posted late"]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 from ledger.database import Connection, Role
 from ledger.operations.close import CloseRefused, Line, Statement, close, list_late
 from ledger.operations.verify import verify
+from ledger.operations.verify_finance import _STATEMENTS
 from ledger.quarantine import Unposted, keep
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
@@ -95,15 +97,24 @@ def test_statements_of_corrected_books_are_derived_again(
     months = [JANUARY, FEBRUARY, MARCH]
     statements = closed(database, run, *months)
     assert findings(database, run) == set()
-    for statement in statements:
-        lines = {(line.currency, line.kind): line for line in statement.lines()}
-        assert len(lines) == 6
-    database.rows(
-        "SET session_replication_role = replica; UPDATE statements SET position = position + 1"
-        " WHERE month = '2026-02-01'",
-        SUPERUSER,
-    )
-    assert findings(database, run) == {"a statement is what was posted until its month's end"}
+    for before, statement in pairwise(statements):
+        for line, line_before in zip(statement.lines(), before.lines(), strict=True):
+            assert (line.opening, line.kind) == (line_before.closing, line_before.kind)
+    another = "replace(text, 'USD\tuser\t', 'USD\tuser\t1')"
+    digest = f"sha256(convert_to({another}, 'UTF8'))"
+    march = "WHERE month = '2026-03-01'"
+    for corruption in (
+        "UPDATE statements SET position = position + 1 WHERE month = '2026-02-01'",
+        f"UPDATE statements SET (text, sha256) = ({another}, {digest}) {march}",
+        f"UPDATE statements SET month = '2026-04-01' {march}",
+        "DELETE FROM statements WHERE month = '2026-01-01'",
+    ):
+        with psycopg.connect(database.url(SUPERUSER)) as superuser:
+            superuser.execute("SET session_replication_role = replica")
+            assert superuser.execute(corruption).rowcount == 1  # type: ignore[call-overload]
+            found = superuser.execute(_STATEMENTS).fetchall()
+            assert len(found) == 1, corruption
+            superuser.rollback()
 
 
 def test_a_month_is_closed_once_however_many_close_it(database: Database, run: Run) -> None:

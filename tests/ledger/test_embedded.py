@@ -253,6 +253,7 @@ def test_the_owner_may_become_and_administer_the_other_roles_but_inherits_nothin
     """
     with psycopg.connect(shared.url("ledger_owner")) as connection:
         assert connection.execute(statement).fetchall() == [
+            ("ledger_closer", True, False, True),
             ("ledger_corrector", True, False, True),
             ("ledger_reader", True, False, True),
             ("ledger_writer", True, False, True),

@@ -15,6 +15,7 @@ from tests.conftest import OWNER, SUPERUSER, Database
 from tests.rewards import reward
 
 WRITER, READER, CORRECTOR = "ledger_writer", "ledger_reader", "ledger_corrector"
+CLOSER = "ledger_closer"
 
 APPEND_ONLY = ("23001", "books_are_append_only")
 NOT_ALLOWED = "42501"
@@ -91,6 +92,13 @@ ROWS = {
         "amount": "1",
         "reason": "'an apology'",
         "proposed_by": "'ann'",
+    },
+    "statements": {
+        "month": "'2026-01-01'",
+        "text": "'a statement'",
+        "sha256": "sha256('a statement')",
+        "position": "1",
+        "closed_by": "'ann'",
     },
     "sealing_keys": {"key": "sha256('')", "is_only": "true"},
     "commits": {
@@ -389,6 +397,47 @@ CORRECTORS_REFUSALS = [
 ]
 """What is broken by raw SQL as the role that corrects, and as the owner."""
 
+_JANUARY = insert("period_totals") + "; "
+"""The month of the statement that is accepted then: the first in which something was posted."""
+
+STATEMENTS_REFUSALS = [
+    Refusal(
+        _JANUARY + insert("statements", month="'2026-01-02'"),
+        CHECK,
+        "statement_has_its_turn",
+    ),
+    Refusal(
+        insert("period_totals", starts_at="'2026-01-01Z'")
+        + "; ALTER TABLE statements DISABLE TRIGGER statements_are_checked; "
+        + insert("statements", month="'2026-01-02'"),
+        CHECK,
+        "statement_month_has_its_first_day",
+    ),
+    Refusal(
+        f"{_JANUARY}{insert('statements')};"
+        " ALTER TABLE statements DISABLE TRIGGER statements_are_checked;"
+        f" {insert('statements')}",
+        UNIQUE,
+        "statement_is_made_once",
+    ),
+    Refusal(f"{_JANUARY}{insert('statements')}; {insert('statements')}", CHECK,
+            "statement_has_its_turn"),
+    *(
+        Refusal(_JANUARY + insert("statements", sha256=digest), CHECK,
+                "statement_digest_is_of_its_text")
+        for digest in ("''", "sha256('another')")
+    ),
+    Refusal(_JANUARY + insert("statements", closed_by="''"), CHECK,
+            "statement_is_closed_by_somebody"),
+    Refusal(insert("statements"), CHECK, "statement_has_its_turn"),
+    Refusal(
+        _JANUARY + insert("statements", month="date_trunc('month', now() AT TIME ZONE 'UTC')"),
+        CHECK,
+        "statement_month_is_over",
+    ),
+]  # fmt: skip
+"""What is broken by raw SQL as the owner, who may also switch the check of the turn off."""
+
 OWNERS_REFUSALS = [
     Refusal(insert("sealing_keys"), UNIQUE, "sealing_key_is_the_only_one"),
     Refusal(insert("sealing_keys", is_only="false"), CHECK, "sealing_key_is_the_only_row"),
@@ -423,6 +472,9 @@ CHANGES = [
     "UPDATE corrections SET reason = 'another'",
     "DELETE FROM corrections",
     "TRUNCATE corrections",
+    "UPDATE statements SET closed_by = 'bob'",
+    "DELETE FROM statements",
+    "TRUNCATE statements",
     "DELETE FROM proposals",
     "TRUNCATE proposals",
     "MERGE INTO postings USING rewards ON true WHEN MATCHED THEN DELETE",
@@ -518,7 +570,7 @@ def test_a_correction_that_breaks_a_rule_is_refused(
     assert refusal(books, role, broken.statement) == (broken.sqlstate, broken.constraint)
 
 
-@pytest.mark.parametrize("broken", [*CURRENCY_REFUSALS, *OWNERS_REFUSALS])
+@pytest.mark.parametrize("broken", [*CURRENCY_REFUSALS, *OWNERS_REFUSALS, *STATEMENTS_REFUSALS])
 def test_an_owners_row_that_breaks_a_rule_is_refused(books: Database, broken: Refusal) -> None:
     assert refusal(books, OWNER, broken.statement) == (broken.sqlstate, broken.constraint)
 
@@ -527,6 +579,7 @@ MISSED_OTHERWISE = {
     ("rewards", "reward_amount"),
     ("rewards", "currency"),
     ("postings", "reward_id"),
+    ("statements", "month"),
     *(
         ("corrections", column)
         for column in ("reward_id", "user_id", "currency", "debit_account", "credit_account")
@@ -545,7 +598,8 @@ MISSED_OTHERWISE = {
     ],
 )
 def test_a_row_says_everything_that_is_needed(books: Database, table: str, column: str) -> None:
-    sqlstate, _ = refusal(books, OWNER, insert(table, **{column: "NULL"}))
+    before = _JANUARY if table == "statements" else ""
+    sqlstate, _ = refusal(books, OWNER, before + insert(table, **{column: "NULL"}))
     assert sqlstate == "23502"
 
 
@@ -554,7 +608,8 @@ def test_every_rule_of_the_database_is_broken_here() -> None:
     broken = {
         refusal.constraint
         for refusal in (
-            *CURRENCY_REFUSALS, *ROW_REFUSALS, *CORRECTORS_REFUSALS, *OWNERS_REFUSALS
+            *CURRENCY_REFUSALS, *ROW_REFUSALS, *CORRECTORS_REFUSALS, *OWNERS_REFUSALS,
+            *STATEMENTS_REFUSALS,
         )
     }  # fmt: skip
     names = (
@@ -564,6 +619,7 @@ def test_every_rule_of_the_database_is_broken_here() -> None:
         "0006_period_totals.sql",
         "0008_corrections.sql",
         "0011_movements.sql",
+        "0012_statements.sql",
     )
     text = "".join((MIGRATIONS / name).read_text() for name in names)
     rules = set(re.findall(r"CONSTRAINT (\w+)\s+(?:CHECK|UNIQUE|PRIMARY|FOREIGN)", text))
@@ -578,7 +634,7 @@ def test_what_was_posted_stays(books: Database, role: str, statement: str) -> No
     assert refusal(books, role, statement) == APPEND_ONLY
 
 
-@pytest.mark.parametrize("role", [WRITER, READER])
+@pytest.mark.parametrize("role", [WRITER, READER, CLOSER])
 @pytest.mark.parametrize("statement", [*CHANGES, *POWERS])
 def test_a_service_can_do_nothing_but_its_job(books: Database, role: str, statement: str) -> None:
     assert refusal(books, role, statement)[0] == NOT_ALLOWED
@@ -596,11 +652,28 @@ def test_the_reader_writes_nothing(books: Database, statement: str) -> None:
     assert refusal(books, READER, statement)[0] == NOT_ALLOWED
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *(insert(table) for table in ROWS if table != "statements"),
+        insert("statements", login="'ann'"),
+        insert("statements", closed_at="now()"),
+        "UPDATE balances SET credits = credits + 1",
+        "SELECT 1 FROM rewards",
+    ],
+)
+def test_who_closes_a_month_writes_statements_and_nothing_else(
+    books: Database, statement: str
+) -> None:
+    assert refusal(books, CLOSER, statement)[0] == NOT_ALLOWED
+
+
 RELATIONS = (
     *("currencies", "rewards", "postings", "balances", "entries"),
     *("period_totals", "movements", "sealing_keys", "commits", "corrections", "proposals"),
+    "statements",
 )
-READERS_ONLY = {"entries", "sealing_keys", "proposals"}
+READERS_ONLY = {"entries", "sealing_keys", "proposals", "statements"}
 BOOKS = "{" + ",".join(RELATIONS) + "}"
 
 
@@ -635,7 +708,7 @@ def test_a_service_has_no_right_to_the_books_that_is_not_listed_here(books: Data
         + [
             (CORRECTOR, relation, "SELECT")
             for relation in RELATIONS
-            if relation not in {"entries", "sealing_keys"}
+            if relation not in {"entries", "sealing_keys", "statements"}
         ]
         + [
             (CORRECTOR, table, "INSERT")
@@ -663,6 +736,11 @@ def test_a_service_has_no_right_to_the_books_that_is_not_listed_here(books: Data
             (CORRECTOR, f"proposals.{column}", "UPDATE")
             for column in ("state", "decided_by", "decided_at")
         ]
+        + [
+            (CLOSER, relation, "SELECT")
+            for relation in ("currencies", "period_totals", "commits", "statements")
+        ]
+        + [(CLOSER, f"statements.{column}", "INSERT") for column in ROWS["statements"]]
     )
 
 
@@ -686,12 +764,13 @@ def test_the_public_has_no_right_to_anything(books: Database) -> None:
 def test_no_role_of_ours_has_a_power_over_the_cluster(books: Database) -> None:
     powers = books.rows("""
         SELECT rolname FROM pg_roles
-        WHERE rolname IN ('ledger_writer', 'ledger_reader', 'ledger_corrector')
+        WHERE rolname IN ('ledger_writer', 'ledger_reader', 'ledger_corrector', 'ledger_closer')
           AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)
         UNION ALL
         SELECT member::regrole::text FROM pg_auth_members
         WHERE member IN (
-            'ledger_writer'::regrole, 'ledger_reader'::regrole, 'ledger_corrector'::regrole
+            'ledger_writer'::regrole, 'ledger_reader'::regrole, 'ledger_corrector'::regrole,
+            'ledger_closer'::regrole
         )
         UNION ALL
         SELECT rolname FROM pg_roles WHERE rolname = 'ledger_owner' AND rolsuper
@@ -723,7 +802,7 @@ def test_every_table_view_and_index_says_what_it_is_for(books: Database) -> None
         LEFT JOIN pg_constraint ON conindid = pg_class.oid AND contype IN ('p', 'u', 'x')
         WHERE coalesce(indrelid, pg_class.oid) = ANY('{BOOKS}'::regclass[])
     """)
-    assert len(described) == 10 + 1 + 21
+    assert len(described) == 11 + 1 + 22
     for name, kind, comment in described:
         assert comment, f"{name} has no comment"
         # An index stands for a question that is asked of it.
