@@ -111,14 +111,13 @@ def trial_balance(as_of: AsOf = None, as_json: AsJson = False) -> None:
 
 
 def _lines(balance: TrialBalance) -> list[Row]:
-    kinds: list[Row] = [
-        {"currency": balance.currency, **kind._asdict(), "difference": None}
-        for kind in balance.accounts
+    kinds = [(*kind[:4], None, kind.postings) for kind in balance.accounts]
+    sums = (balance.debits, balance.credits, None, balance.difference, balance.postings)
+    names = ("kind", "debits", "credits", "balance", "difference", "postings")
+    return [
+        {"currency": balance.currency, **dict(zip(names, row, strict=True))}
+        for row in (*kinds, ("all", *sums))
     ]
-    whole = {"currency": balance.currency, "kind": "all", "debits": balance.debits,
-             "credits": balance.credits, "balance": None, "postings": balance.postings,
-             "difference": balance.difference}  # fmt: skip
-    return [*kinds, whole]
 
 
 Month = Annotated[str, typer.Argument(help="Such as 2026-10; months are of UTC.")]

@@ -109,10 +109,10 @@ def test_a_trial_balance_is_shown_by_kind_of_account(books: Database) -> None:
         "postings": 1,
     }
     assert said("trial-balance").splitlines() == [
-        "currency\tkind\tdebits\tcredits\tbalance\tpostings\tdifference",
-        "USD\tuser\t0\t402.50\t402.50\t2\t",
-        "USD\tcampaign\t402.50\t0\t402.50\t2\t",
-        "USD\tall\t402.50\t402.50\t\t2\t0",
+        "currency\tkind\tdebits\tcredits\tbalance\tdifference\tpostings",
+        "USD\tuser\t0\t402.50\t402.50\t\t2",
+        "USD\tcampaign\t402.50\t0\t402.50\t\t2",
+        "USD\tall\t402.50\t402.50\t\t0\t2",
     ]
 
 
