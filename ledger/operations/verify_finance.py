@@ -3,8 +3,43 @@
 From the postings, the rewards and the corrections; statements from another roll-up than made them.
 """
 
-# As `ledger.writing` and `ledger.correcting` cut the texts.
+# As `ledger.writing` and `ledger.correcting` cut the texts; months are added up from days.
 _MOVEMENTS = """
+WITH posted AS (
+    SELECT posted_at, postings.currency, 'reward' AS kind, campaign_id, type, reward_type,
+           reward_category, 0 AS debit, amount AS credit
+    FROM postings
+    LEFT JOIN rewards ON rewards.reward_id = postings.reward_id
+    WHERE correction_key IS NULL
+    UNION ALL
+    SELECT posted_at, postings.currency, kind, campaign_id, type, reward_type, reward_category,
+           CASE WHEN starts_with(postings.debit_account, 'user:') THEN postings.amount ELSE 0 END,
+           CASE WHEN starts_with(postings.credit_account, 'user:') THEN postings.amount ELSE 0 END
+    FROM postings
+    LEFT JOIN corrections ON corrections.correction_key = postings.correction_key
+    LEFT JOIN rewards ON rewards.reward_id = corrections.reward_id
+    WHERE postings.correction_key IS NOT NULL
+),
+days AS (
+    SELECT
+        (posted_at AT TIME ZONE 'UTC')::date AS starts_on, currency, coalesce(kind, '') AS kind,
+        left(coalesce(campaign_id, ''), 200) AS campaign_id, left(coalesce(type, ''), 100) AS type,
+        left(coalesce(reward_type, ''), 100) AS reward_type,
+        left(coalesce(reward_category, ''), 100) AS reward_category,
+        sum(debit) AS debits, sum(credit) AS credits, count(*) AS postings
+    FROM posted
+    GROUP BY 1, 2, 3, 4, 5, 6, 7
+),
+derived AS (
+    SELECT 'day' AS period, starts_on, currency, kind, campaign_id, type, reward_type,
+           reward_category, debits, credits, postings
+    FROM days
+    UNION ALL
+    SELECT 'month', date_trunc('month', starts_on)::date, currency, kind, campaign_id, type,
+           reward_type, reward_category, sum(debits), sum(credits), sum(postings)
+    FROM days
+    GROUP BY 2, 3, 4, 5, 6, 7, 8
+)
 SELECT
     concat_ws(
         ' ', coalesce(derived.period, held.period), coalesce(derived.starts_on, held.starts_on),
@@ -15,24 +50,7 @@ SELECT
     ),
     derived.debits || ' / ' || derived.credits || ' in ' || derived.postings,
     held.debits || ' / ' || held.credits || ' in ' || held.postings
-FROM (
-    SELECT
-        period, date_trunc(period, posted_at AT TIME ZONE 'UTC')::date AS starts_on,
-        postings.currency, coalesce(kind, 'reward') AS kind,
-        left(coalesce(campaign_id, ''), 200) AS campaign_id,
-        left(coalesce(type, ''), 100) AS type, left(coalesce(reward_type, ''), 100) AS reward_type,
-        left(coalesce(reward_category, ''), 100) AS reward_category,
-        sum(CASE WHEN starts_with(postings.debit_account, 'user:') THEN postings.amount ELSE 0 END)
-            AS debits,
-        sum(CASE WHEN starts_with(postings.credit_account, 'user:') THEN postings.amount ELSE 0 END)
-            AS credits,
-        count(*) AS postings
-    FROM postings
-    LEFT JOIN corrections ON corrections.correction_key = postings.correction_key
-    LEFT JOIN rewards ON rewards.reward_id = coalesce(postings.reward_id, corrections.reward_id)
-    CROSS JOIN (VALUES ('day'), ('month')) AS periods (period)
-    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
-) AS derived
+FROM derived
 FULL JOIN movements AS held
     ON held.period = derived.period AND held.starts_on = derived.starts_on
     AND held.currency = derived.currency AND held.kind = derived.kind
