@@ -65,8 +65,10 @@ class Totals(NamedTuple):
 # What stood at each end of the period, from whole months and then whole days; the period itself is
 # the difference. First summed with few aggregates, as that is done for every row; then laid out.
 _LIST_MOVEMENTS = """
-WITH ends (place, at) AS (
-    VALUES (-1, %(start)s::date), (1, %(end)s::date)
+WITH ends (place, at, month) AS (
+    VALUES
+        (-1, %(start)s::date, date_trunc('month', %(start)s::timestamp)::date),
+        (1, %(end)s::date, date_trunc('month', %(end)s::timestamp)::date)
 ),
 summed AS (
     SELECT
@@ -78,9 +80,17 @@ summed AS (
         sum(credits) - sum(debits) AS moved, sum(credits) + sum(debits) AS amount,
         sum(postings)::bigint AS postings
     FROM ends
-    JOIN movements
-        ON (period = 'month' AND starts_on < date_trunc('month', at)::date)
-        OR (period = 'day' AND starts_on >= date_trunc('month', at)::date AND starts_on < at)
+    CROSS JOIN LATERAL (
+        SELECT currency, kind, campaign_id, type, reward_type, reward_category, debits, credits,
+               postings
+        FROM movements
+        WHERE period = 'month' AND starts_on < month
+        UNION ALL
+        SELECT currency, kind, campaign_id, type, reward_type, reward_category, debits, credits,
+               postings
+        FROM movements
+        WHERE period = 'day' AND starts_on >= month AND starts_on < at
+    ) AS before
     GROUP BY 1, 2, 3, 4
 ),
 laid_out AS (
