@@ -1,6 +1,7 @@
 """Watching rewards, over a real socket from a real Postgres: each once, in commit order."""
 
 import asyncio
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -198,7 +199,9 @@ def test_books_that_were_restored_to_before_a_token_refuse_it(
             watch = await Watch(channel).begin()
             await posted(database, reward("undone"))
             await watch.until(1)
-            for table in ("commits", "rewards", "postings", "balances", "period_totals"):
+            for table in (
+                *("commits", "rewards", "postings", "balances", "movements", "period_totals"),
+            ):
                 database.rows(UNDONE.format(table=table))
             database.rows("ALTER SEQUENCE commits_position_seq RESTART")
             database.rows("ALTER SEQUENCE rewards_number_seq RESTART")
@@ -552,7 +555,9 @@ def test_the_same_id_of_a_transaction_in_a_restored_cluster_is_another(
     run(main())
 
 
-AFTERWARDS = ["0004_watching", "0007_notifying", "0008_corrections"]
+AFTERWARDS = [
+    *("0004_watching", "0007_notifying", "0008_corrections", "0011_movements", "0012_statements"),
+]
 
 
 def test_books_from_before_are_told_in_the_order_of_their_versions(
@@ -568,6 +573,10 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             shutil.copy(path, tmp_path)
     monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", tmp_path)
     migrate(database.url())
+    # The writer of today tells movements, too.
+    migration = (MIGRATIONS / "0011_movements.sql").read_text()
+    (table,) = re.findall(r"^CREATE TABLE movements .*?;\n", migration, re.DOTALL | re.MULTILINE)
+    database.rows(f"{table} GRANT ALL ON movements TO ledger_writer")
     names = [f"r-{i}" for i in range(6)]
 
     async def main() -> None:
@@ -580,6 +589,7 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             " ALTER TABLE rewards ALTER number SET GENERATED ALWAYS;"
             " ALTER TABLE rewards ENABLE TRIGGER USER"
         )
+        database.rows("DROP TABLE movements")
         monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", MIGRATIONS)
         assert migrate(database.url()).migrations == AFTERWARDS
         await posted(database, reward("later"))
