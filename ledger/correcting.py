@@ -321,21 +321,18 @@ totalled AS (
 ),
 moved AS (
     INSERT INTO movements AS kept (
-        period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category,
-        debits, credits, postings
+        day, currency, kind, campaign_id, type, reward_type, reward_category, debits, credits,
+        postings
     )
     SELECT
-        period, date_trunc(period, posted_at AT TIME ZONE 'UTC')::date, %(currency)s, %(kind)s,
+        (posted_at AT TIME ZONE 'UTC')::date, %(currency)s, %(kind)s,
         left(coalesce(campaign_id, ''), 200), left(coalesce(type, ''), 100),
         left(coalesce(reward_type, ''), 100), left(coalesce(reward_category, ''), 100),
         debited, credited, 1
     FROM posted
-    CROSS JOIN unnest(ARRAY['day', 'month']) AS period
     LEFT JOIN rewards ON rewards.reward_id = %(reward_id)s
-    ORDER BY 1
-    ON CONFLICT (
-        period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category
-    ) DO UPDATE SET
+    ON CONFLICT (day, currency, kind, campaign_id, type, reward_type, reward_category)
+    DO UPDATE SET
         debits = kept.debits + excluded.debits,
         credits = kept.credits + excluded.credits,
         postings = kept.postings + excluded.postings

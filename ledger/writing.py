@@ -287,12 +287,17 @@ posted AS (
         so_far AS (PARTITION BY user_id, currency ORDER BY reward_id)
     RETURNING reward_id, currency, version, amount, posted_at
 ),
+minutes AS (
+    SELECT currency, date_bin('1 minute', posted_at, '2000-01-01Z') AS starts_at,
+           sum(amount) AS amount, count(*) AS postings, count(*) FILTER (WHERE version = 1) AS users
+    FROM posted
+    GROUP BY 1, 2
+),
 totalled AS (
     INSERT INTO period_totals AS kept (currency, period, starts_at, amount, postings, users)
-    SELECT
-        currency, period, date_trunc(period, posted_at, 'UTC'), sum(amount), count(*),
-        count(*) FILTER (WHERE version = 1)
-    FROM posted CROSS JOIN unnest(ARRAY['day', 'minute']) AS period
+    SELECT currency, period, date_trunc(period, starts_at, 'UTC'), sum(amount), sum(postings),
+           sum(users)
+    FROM minutes CROSS JOIN unnest(ARRAY['day', 'minute']) AS period
     GROUP BY 1, 2, 3
     ORDER BY 2, 3, 1
     ON CONFLICT (period, starts_at, currency) DO UPDATE SET
@@ -302,20 +307,18 @@ totalled AS (
 ),
 moved AS (
     INSERT INTO movements AS kept (
-        period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category,
-        credits, postings
+        day, currency, kind, campaign_id, type, reward_type, reward_category, credits, postings
     )
     SELECT
-        period, date_trunc(period, posted_at AT TIME ZONE 'UTC')::date, currency, 'reward',
-        left(campaign_id, 200), left(coalesce(type, ''), 100),
-        left(coalesce(reward_type, ''), 100), left(coalesce(reward_category, ''), 100),
-        sum(amount), count(*)
-    FROM timed CROSS JOIN unnest(ARRAY['day', 'month']) AS period
-    GROUP BY 1, 2, 3, 5, 6, 7, 8
-    ORDER BY 1, 2, 3, 5, 6, 7, 8
-    ON CONFLICT (
-        period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category
-    ) DO UPDATE SET
+        (posted_at AT TIME ZONE 'UTC')::date, currency, 'reward', left(campaign_id, 200),
+        left(coalesce(type, ''), 100), left(coalesce(reward_type, ''), 100),
+        left(coalesce(reward_category, ''), 100), sum(amount), count(*)
+    FROM timed
+    GROUP BY 1, 2, 4, 5, 6, 7
+    -- What tells most apart comes first, which is sorted soonest.
+    ORDER BY 4, 5, 1, 2, 6, 7
+    ON CONFLICT (day, currency, kind, campaign_id, type, reward_type, reward_category)
+    DO UPDATE SET
         credits = kept.credits + excluded.credits,
         postings = kept.postings + excluded.postings
 )

@@ -1,10 +1,9 @@
--- What finance asks for: what was posted in a day or month, by currency, kind, campaign, type, reward type
+-- What finance asks for: what was posted in a day, by currency, kind, campaign, type, reward type
 -- and category; and, of a period's totals, what was not a reward. Both kept by the statements
 -- that post (ledger/writing.py, ledger/correcting.py), so they are never behind.
 
 CREATE TABLE movements (
-    period text COLLATE "C" NOT NULL,
-    starts_on date NOT NULL,
+    day date NOT NULL,
     currency text COLLATE "C" NOT NULL,
     kind text COLLATE "C" NOT NULL,
     campaign_id text COLLATE "C" NOT NULL,
@@ -14,17 +13,15 @@ CREATE TABLE movements (
     debits numeric NOT NULL DEFAULT 0,
     credits numeric NOT NULL DEFAULT 0,
     postings bigint NOT NULL,
-    CONSTRAINT movement_is_summed_once PRIMARY KEY (
-        period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category
-    ),
+    CONSTRAINT movement_is_summed_once
+        PRIMARY KEY (day, currency, kind, campaign_id, type, reward_type, reward_category),
     -- One rule alone, because each statement that posts pays for every one anew; the others are
     -- for `ledger verify`. A NaN is above every number, and no sum of it is finite.
     CONSTRAINT movement_amount_is_positive
         CHECK (debits + credits > 0 AND debits + credits < 'Infinity')
 );
 COMMENT ON TABLE movements IS
-    'What was posted in a day or month of UTC, by currency, kind, campaign and so on; each posting'
-    ' counts in one of each.';
+    'What was posted in a day of UTC, by currency, kind, campaign and so on.';
 COMMENT ON COLUMN movements.campaign_id IS
     'Of the reward that was posted or reversed, as the three after it; empty for what it does not'
     ' tell. No longer than an index can hold: 200 characters of it, 100 of the others.';
@@ -32,14 +29,13 @@ COMMENT ON COLUMN movements.debits IS
     'What users were debited; the other leg of each posting credits a house account as much.';
 COMMENT ON COLUMN movements.credits IS 'What users were credited.';
 COMMENT ON CONSTRAINT movement_is_summed_once ON movements IS
-    'Also the index that answers: what was posted before this month, and in it before this day?';
+    'Also the index that answers: what was posted on these days?';
 
 INSERT INTO movements (
-    period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category, debits,
-    credits, postings
+    day, currency, kind, campaign_id, type, reward_type, reward_category, debits, credits, postings
 )
 SELECT
-    period, date_trunc(period, posted_at AT TIME ZONE 'UTC')::date, postings.currency,
+    (posted_at AT TIME ZONE 'UTC')::date, postings.currency,
     coalesce(kind, 'reward'), left(coalesce(campaign_id, ''), 200), left(coalesce(type, ''), 100),
     left(coalesce(reward_type, ''), 100), left(coalesce(reward_category, ''), 100),
     coalesce(sum(postings.amount) FILTER (
@@ -52,8 +48,7 @@ SELECT
 FROM postings
 LEFT JOIN corrections ON corrections.correction_key = postings.correction_key
 LEFT JOIN rewards ON rewards.reward_id = coalesce(postings.reward_id, corrections.reward_id)
-CROSS JOIN (VALUES ('day'), ('month')) AS periods (period)
-GROUP BY 1, 2, 3, 4, 5, 6, 7, 8;
+GROUP BY 1, 2, 3, 4, 5, 6, 7;
 
 CREATE TRIGGER movements_are_kept BEFORE DELETE OR TRUNCATE ON movements
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();

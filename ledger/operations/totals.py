@@ -1,7 +1,7 @@
 """``ledger totals`` of a period and ``ledger trial-balance``: what finance asks of the roll-ups.
 
-Each is one statement in one snapshot, and reads no reward: movements are kept by month and
-day (``migrations/0011_movements.sql``), the periods' totals by day and minute.
+Each is one statement in one snapshot, and reads no reward: movements are kept by day
+(``migrations/0011_movements.sql``), the periods' totals by day and minute.
 """
 
 from datetime import date, datetime
@@ -62,53 +62,47 @@ class Totals(NamedTuple):
     controls: list[Control]
 
 
-# What stood at each end of the period, from whole months and then whole days; the period itself is
-# the difference. First summed with few aggregates, as that is done for every row; then laid out.
+# First summed with few aggregates, as that is done for every row; then laid out.
 _LIST_MOVEMENTS = """
-WITH ends (place, at, month) AS (
-    VALUES
-        (-1, %(start)s::date, date_trunc('month', %(start)s::timestamp)::date),
-        (1, %(end)s::date, date_trunc('month', %(end)s::timestamp)::date)
-),
-summed AS (
+WITH summed AS (
     SELECT
-        place, currency, kind,
+        currency, kind, false AS is_within,
         CASE %(group)s
             WHEN 'campaign' THEN campaign_id WHEN 'type' THEN type
             WHEN 'reward-type' THEN reward_type WHEN 'category' THEN reward_category
         END AS name,
-        sum(credits) - sum(debits) AS moved, sum(credits) + sum(debits) AS amount,
-        sum(postings)::bigint AS postings
-    FROM ends
-    CROSS JOIN LATERAL (
-        SELECT currency, kind, campaign_id, type, reward_type, reward_category, debits, credits,
-               postings
-        FROM movements
-        WHERE period = 'month' AND starts_on < month
-        UNION ALL
-        SELECT currency, kind, campaign_id, type, reward_type, reward_category, debits, credits,
-               postings
-        FROM movements
-        WHERE period = 'day' AND starts_on >= month AND starts_on < at
-    ) AS before
-    GROUP BY 1, 2, 3, 4
+        sum(credits - debits) AS moved, 0 AS amount, 0 AS postings
+    FROM movements
+    WHERE day < %(start)s
+    GROUP BY 1, 2, 4
+    UNION ALL
+    SELECT
+        currency, kind, true,
+        CASE %(group)s
+            WHEN 'campaign' THEN campaign_id WHEN 'type' THEN type
+            WHEN 'reward-type' THEN reward_type WHEN 'category' THEN reward_category
+        END AS name,
+        sum(credits - debits), sum(credits + debits), sum(postings)
+    FROM movements
+    WHERE day >= %(start)s AND day < %(end)s
+    GROUP BY 1, 2, 4
 ),
 laid_out AS (
     SELECT
         currency, name,
-        coalesce(sum(moved) FILTER (WHERE place = -1), 0) AS opening,
-        coalesce(sum(place * moved) FILTER (WHERE kind = 'reward'), 0) AS rewarded,
-        coalesce(sum(place * moved) FILTER (WHERE kind = 'reversal'), 0) AS reversed,
-        coalesce(sum(place * moved) FILTER (WHERE kind = 'adjustment'), 0) AS adjusted,
-        sum(moved) FILTER (WHERE place = 1) AS closing,
-        coalesce(sum(place * postings) FILTER (WHERE kind = 'reward'), 0) AS rewards,
-        coalesce(sum(place * postings) FILTER (WHERE kind = 'reversal'), 0) AS reversals,
-        coalesce(sum(place * postings) FILTER (WHERE kind = 'adjustment'), 0) AS adjustments
+        coalesce(sum(moved) FILTER (WHERE NOT is_within), 0) AS opening,
+        coalesce(sum(moved) FILTER (WHERE is_within AND kind = 'reward'), 0) AS rewarded,
+        coalesce(sum(moved) FILTER (WHERE is_within AND kind = 'reversal'), 0) AS reversed,
+        coalesce(sum(moved) FILTER (WHERE is_within AND kind = 'adjustment'), 0) AS adjusted,
+        sum(moved) AS closing,
+        coalesce(sum(postings) FILTER (WHERE kind = 'reward'), 0) AS rewards,
+        coalesce(sum(postings) FILTER (WHERE kind = 'reversal'), 0) AS reversals,
+        coalesce(sum(postings) FILTER (WHERE kind = 'adjustment'), 0) AS adjustments
     FROM summed
     GROUP BY currency, name
 ),
 moved AS (
-    SELECT currency, sum(place * amount) AS amount, sum(place * postings) AS postings
+    SELECT currency, sum(amount) AS amount, sum(postings) AS postings
     FROM summed
     GROUP BY currency
 ),

@@ -3,7 +3,7 @@
 From the postings, the rewards and the corrections; statements from another roll-up than made them.
 """
 
-# As `ledger.writing` and `ledger.correcting` cut the texts; months are added up from days.
+# As `ledger.writing` and `ledger.correcting` cut the texts.
 _MOVEMENTS = """
 WITH posted AS (
     SELECT posted_at, postings.currency, 'reward' AS kind, campaign_id, type, reward_type,
@@ -20,31 +20,21 @@ WITH posted AS (
     LEFT JOIN rewards ON rewards.reward_id = corrections.reward_id
     WHERE postings.correction_key IS NOT NULL
 ),
-days AS (
+derived AS (
     SELECT
-        (posted_at AT TIME ZONE 'UTC')::date AS starts_on, currency, coalesce(kind, '') AS kind,
+        (posted_at AT TIME ZONE 'UTC')::date AS day, currency, coalesce(kind, '') AS kind,
         left(coalesce(campaign_id, ''), 200) AS campaign_id, left(coalesce(type, ''), 100) AS type,
         left(coalesce(reward_type, ''), 100) AS reward_type,
         left(coalesce(reward_category, ''), 100) AS reward_category,
         sum(debit) AS debits, sum(credit) AS credits, count(*) AS postings
     FROM posted
     GROUP BY 1, 2, 3, 4, 5, 6, 7
-),
-derived AS (
-    SELECT 'day' AS period, starts_on, currency, kind, campaign_id, type, reward_type,
-           reward_category, debits, credits, postings
-    FROM days
-    UNION ALL
-    SELECT 'month', date_trunc('month', starts_on)::date, currency, kind, campaign_id, type,
-           reward_type, reward_category, sum(debits), sum(credits), sum(postings)
-    FROM days
-    GROUP BY 2, 3, 4, 5, 6, 7, 8
 )
 SELECT
     concat_ws(
-        ' ', coalesce(derived.period, held.period), coalesce(derived.starts_on, held.starts_on),
-        coalesce(derived.currency, held.currency), coalesce(derived.kind, held.kind),
-        coalesce(derived.campaign_id, held.campaign_id), coalesce(derived.type, held.type),
+        ' ', coalesce(derived.day, held.day), coalesce(derived.currency, held.currency),
+        coalesce(derived.kind, held.kind), coalesce(derived.campaign_id, held.campaign_id),
+        coalesce(derived.type, held.type),
         coalesce(derived.reward_type, held.reward_type),
         coalesce(derived.reward_category, held.reward_category)
     ),
@@ -52,8 +42,7 @@ SELECT
     held.debits || ' / ' || held.credits || ' in ' || held.postings
 FROM derived
 FULL JOIN movements AS held
-    ON held.period = derived.period AND held.starts_on = derived.starts_on
-    AND held.currency = derived.currency AND held.kind = derived.kind
+    ON held.day = derived.day AND held.currency = derived.currency AND held.kind = derived.kind
     AND held.campaign_id = derived.campaign_id AND held.type = derived.type
     AND held.reward_type = derived.reward_type AND held.reward_category = derived.reward_category
 WHERE (derived.debits, derived.credits, derived.postings)
@@ -91,7 +80,7 @@ WHERE (
 ) <> (held.reversals, held.reversed, held.granted, held.taken)
 """
 
-# Put together a second time: from the movements of months, which the rule above holds.
+# Put together a second time: from the movements, which the rule above holds.
 _STATEMENTS = """
 WITH kinds (kind, of) AS (
     VALUES ('adjustment', '{adjustment}'::text[]), ('campaign', '{reward,reversal}'),
@@ -115,14 +104,15 @@ lines AS (
         ) AS line
     FROM statements
     JOIN (
-        SELECT currency, min(starts_on) AS began_on FROM movements GROUP BY currency
+        SELECT currency, min(day) AS began_on FROM movements GROUP BY currency
     ) AS told ON began_on < month + interval '1 month'
     JOIN currencies ON code = currency
     CROSS JOIN kinds
     LEFT JOIN (
-        SELECT currency AS of_currency, kind AS moved_by, starts_on,
+        SELECT currency AS of_currency, kind AS moved_by,
+               date_trunc('month', day::timestamp)::date AS starts_on,
                sum(credits) - sum(debits) AS moved, sum(postings) AS postings
-        FROM movements WHERE period = 'month' GROUP BY 1, 2, 3
+        FROM movements GROUP BY 1, 2, 3
     ) AS moves ON of_currency = currency AND moved_by = ANY(of) AND starts_on <= month
     CROSS JOIN LATERAL (SELECT starts_on = month AS at_once) AS placed
     GROUP BY month, currency, kinds.kind, scale
@@ -160,7 +150,7 @@ WHERE text <> again
 """
 
 RULES = {
-    "a day's or month's movements are the sum of its postings": _MOVEMENTS,
+    "a day's movements are the sum of its postings": _MOVEMENTS,
     "what a period's totals tell apart is the sum of its corrections": _PERIOD_PARTS,
     "a statement is what was posted until its month's end": _STATEMENTS,
 }

@@ -51,13 +51,12 @@ FROM postings CROSS JOIN (VALUES ('day'), ('minute')) AS periods (period)
 GROUP BY 1, 2, 3;
 
 INSERT INTO movements (
-    period, starts_on, currency, kind, campaign_id, type, reward_type, reward_category, credits,
-    postings
+    day, currency, kind, campaign_id, type, reward_type, reward_category, credits, postings
 )
-SELECT period, date_trunc(period, posted_at AT TIME ZONE 'UTC')::date, %(currency)s, 'reward',
-       campaign_id, '', '', '', sum(amount), count(*)
-FROM told CROSS JOIN (VALUES ('day'), ('month')) AS periods (period)
-GROUP BY 1, 2, 5;
+SELECT (posted_at AT TIME ZONE 'UTC')::date, %(currency)s, 'reward', campaign_id, '', '', '',
+       sum(amount), count(*)
+FROM told
+GROUP BY 1, 4;
 """
 
 

@@ -91,7 +91,7 @@ def test_a_month_is_closed_as_it_was_posted(database: Database, run: Run) -> Non
 def test_statements_of_corrected_books_are_derived_again(
     database: Database, run: Run, chance: random.Random
 ) -> None:
-    """Two ways to the same bytes: from the totals of days, and from the movements of months."""
+    """Two ways to the same bytes: from the totals of days, and from their movements."""
     run(fill(database, chance))
     move(database, "timestamptz '2026-01-20Z' + interval '1 day' * (version * 2 + random())")
     months = [JANUARY, FEBRUARY, MARCH]

@@ -59,8 +59,7 @@ ROWS = {
         "users": "1",
     },
     "movements": {
-        "period": "'day'",
-        "starts_on": "'2026-01-01'",
+        "day": "'2026-01-01'",
         "currency": "'USD'",
         "kind": "'reward'",
         "campaign_id": "'campaign-1'",

@@ -47,7 +47,7 @@ CORRECTED = {
     },
     "UPDATE corrections SET reward_id = 'r6' WHERE kind = 'reversal'": {
         "a reversal takes back what its reward posted",
-        "a day's or month's movements are the sum of its postings",
+        "a day's movements are the sum of its postings",
     },
     "UPDATE corrections SET credit_account = 'campaign:other' WHERE kind = 'reversal'": {
         "a correction is posted as it was recorded",
@@ -60,7 +60,7 @@ CORRECTED = {
     "DELETE FROM corrections WHERE kind = 'adjustment'": {
         "a correction is posted as it was recorded",
         "an adjustment is what two persons agreed on",
-        "a day's or month's movements are the sum of its postings",
+        "a day's movements are the sum of its postings",
         "what a period's totals tell apart is the sum of its corrections",
     },
     "UPDATE period_totals SET corrections = 0 WHERE period = 'day'": {
@@ -68,7 +68,7 @@ CORRECTED = {
     },
     "UPDATE postings SET correction_key = 'other' WHERE correction_key = 'a'": {
         "a correction is posted as it was recorded",
-        "a day's or month's movements are the sum of its postings",
+        "a day's movements are the sum of its postings",
         "what a period's totals tell apart is the sum of its corrections",
     },
 }
@@ -130,7 +130,7 @@ CORRUPTIONS = {
         "what was told is what was posted",
         "debits and credits of a currency are the sum of its postings",
         "a period's totals are the sum of its postings",
-        "a day's or month's movements are the sum of its postings",
+        "a day's movements are the sum of its postings",
     },
     "UPDATE postings SET balance_after = balance_after + 1 WHERE reward_id = 'r3'": {
         "each balance after is the one before and its posting"
@@ -139,13 +139,13 @@ CORRUPTIONS = {
     "UPDATE postings SET posted_at = posted_at - interval '1 day' WHERE reward_id = 'r2'": {
         "time does not run backwards along versions",
         "a period's totals are the sum of its postings",
-        "a day's or month's movements are the sum of its postings",
+        "a day's movements are the sum of its postings",
     },
     "UPDATE postings SET posted_at = posted_at + interval '1 day' WHERE reward_id = 'r2'": {
         "time does not run backwards along versions",
         "a user's balance has the time of its last posting",
         "a period's totals are the sum of its postings",
-        "a day's or month's movements are the sum of its postings",
+        "a day's movements are the sum of its postings",
     },
     "UPDATE postings SET debit_account = 'campaign:other' WHERE reward_id = 'r6'": {
         "a balance is the sum of its entries",
@@ -153,7 +153,7 @@ CORRUPTIONS = {
     },
     "UPDATE postings SET reward_id = 'other' WHERE reward_id = 'r6'": {
         "what was told is what was posted",
-        "a day's or month's movements are the sum of its postings",
+        "a day's movements are the sum of its postings",
     },
     "UPDATE postings SET amount = 400 WHERE reward_id = 'r6'": {
         "an amount has the decimals of its currency"
@@ -195,7 +195,7 @@ CORRUPTIONS = {
     },
     "DELETE FROM rewards WHERE reward_id = 'r6'": {
         "what was told is what was posted",
-        "a day's or month's movements are the sum of its postings",
+        "a day's movements are the sum of its postings",
     },
     "UPDATE rewards SET written_by = '1' WHERE reward_id = 'r6'": {
         "each reward has one place in commit order"
