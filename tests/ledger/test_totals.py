@@ -14,13 +14,11 @@ import uvloop
 from ledger.correcting import approve, propose, reverse
 from ledger.correction import Adjustment, Reversal
 from ledger.database import Role
-from ledger.operations import totals
 from ledger.operations.totals import Group, list_movements, list_trial_balance
 from ledger.operations.verify_finance import RULES
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
 from tests.ledger.past import move
-from tests.ledger.test_reading import nodes, plan_of
 from tests.rewards import reward
 
 LONG = "ü" * 5000
@@ -171,27 +169,6 @@ def test_a_balance_is_on_the_normal_side_of_its_kind(database: Database, run: Ru
             assert balance[2:] == ("403.50", "403.50", "0", 3)
 
     run(main())
-
-
-def test_a_period_is_not_summed_from_postings(database: Database, run: Run) -> None:
-    """As the service asks, by a plan that was made while there was nothing to sum."""
-
-    async def main() -> Any:
-        async with database.connected(Role.READER) as connection:
-            return await plan_of(
-                connection,
-                totals._LIST_MOVEMENTS,
-                {"start": date(2026, 10, 5), "end": date(2026, 11, 2), "group": Group.CAMPAIGN},
-            )
-
-    found = list(nodes(run(main())))
-    assert "Seq Scan" not in {node["Node Type"] for node in found}
-    names = [node["Index Name"] for node in found if "Index Name" in node]
-    assert sorted(names) == [
-        "movement_is_summed_once",
-        "movement_is_summed_once",
-        "period_is_totalled_once",
-    ]
 
 
 def test_empty_books_have_no_totals(database: Database, run: Run) -> None:
