@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from hashlib import sha256
 from typing import NamedTuple
 
 from psycopg import AsyncRawCursor
@@ -176,7 +175,7 @@ class _Standing(NamedTuple):
         """
         return self.fingerprint == reward.fingerprint() or (
             self.believed_bytes_sha256 is not None
-            and self.believed_bytes_sha256 == sha256(reward.believed_bytes).digest()
+            and self.believed_bytes_sha256 == reward.believed_bytes_sha256()
         )
 
 
@@ -207,20 +206,21 @@ WITH batch AS MATERIALIZED (
     SELECT
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
         told.code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
-        webhook_type, believed_bytes, fingerprint, debit_account, credit_account,
-        currencies.scale AS decimals
+        webhook_type, believed_bytes, believed_bytes_sha256, fingerprint, debit_account,
+        credit_account, currencies.scale AS decimals
     FROM unnest(
         $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::numeric[],
         $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[], $13::text[],
         $14::json[], $15::text[], $16::json[], $17::text[], $18::bytea[], $19::bytea[],
-        $20::text[], $21::text[]
+        $20::bytea[], $21::text[], $22::text[]
     ) AS told (
         reward_id, user_id, campaign_id, type,
         reward_type, reward_name, reward_amount,
         currency, code, status, transaction_id,
         reward_expires_at, reward_category, details,
         body, tnc, webhook_type, believed_bytes,
-        fingerprint, debit_account, credit_account
+        believed_bytes_sha256, fingerprint, debit_account,
+        credit_account
     )
     LEFT JOIN currencies ON currencies.code = told.currency
 ),
@@ -228,12 +228,12 @@ accepted AS (
     INSERT INTO rewards (
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
         code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
-        webhook_type, believed_bytes, fingerprint
+        webhook_type, believed_bytes, believed_bytes_sha256, fingerprint
     )
     SELECT
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
         code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
-        webhook_type, believed_bytes, fingerprint
+        webhook_type, believed_bytes, believed_bytes_sha256, fingerprint
     FROM batch
     WHERE currency IS NULL OR scale(reward_amount) <= decimals
     ORDER BY reward_id COLLATE "C"
@@ -318,7 +318,7 @@ def _row(reward: Reward, fingerprint: bytes) -> tuple[object, ...]:
     """What the statement is told of a reward, in the order of its placeholders."""
     posting = reward.posting()
     debit, credit = (posting.debit_account, posting.credit_account) if posting else (None, None)
-    return (*reward, fingerprint, debit, credit)
+    return (*reward, reward.believed_bytes_sha256(), fingerprint, debit, credit)
 
 
 _LOOK_UP = """
