@@ -5,7 +5,7 @@
 
 -- As a generated column it would follow the bytes, whoever changes them.
 ALTER TABLE rewards
-    ALTER COLUMN believed_bytes_sha256 DROP EXPRESSION,
+    ALTER COLUMN believed_bytes_sha256 DROP EXPRESSION IF EXISTS,
     ADD CONSTRAINT reward_digest_is_sha256 CHECK (length(believed_bytes_sha256) = 32);
 COMMENT ON COLUMN rewards.believed_bytes_sha256 IS
     'SHA-256 of the believed bytes, taken by the writer before they were sent here.';
@@ -18,7 +18,7 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION digest_believed_bytes FROM PUBLIC;
-CREATE TRIGGER rewards_have_a_digest BEFORE INSERT ON rewards
+CREATE TRIGGER rewards_are_digested BEFORE INSERT ON rewards
     FOR EACH ROW WHEN (NEW.believed_bytes_sha256 IS NULL) EXECUTE FUNCTION digest_believed_bytes();
 
 -- Every column but the believed bytes, whose digest is among them. Postgres's own hashes: they are

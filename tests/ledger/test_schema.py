@@ -85,6 +85,7 @@ ROWS = {
         "first_number": "8",
         "last_number": "8",
         "committed_at": "clock_timestamp()",
+        "seal": "0",
     },
 }
 """A row of each table that is accepted as it stands."""
