@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from ledger import cli_caller, cli_correct, cli_export, cli_quarantine, cli_reconcile, page, reading
+from ledger import (
+    cli_caller,
+    cli_correct,
+    cli_export,
+    cli_quarantine,
+    cli_reconcile,
+    cli_verify,
+    page,
+    reading,
+)
 from ledger.config import InvalidSetting, read_serve_settings, read_settings
 from ledger.correcting import list_reversed
 from ledger.database import Connection
@@ -23,10 +32,7 @@ from ledger.operations import processes
 from ledger.operations import run as running
 from ledger.operations import serve as serving
 from ledger.operations.source import source
-from ledger.operations.verify import Finding, in_words
-from ledger.operations.verify import verify as find
-from ledger.tallying import Tally, total
-from ledger.terminal import AsJson, ask, fail, show
+from ledger.terminal import AsJson, ask, become_ingress, fail, json_option, show
 
 app = typer.Typer(
     help="The reward ledger: signed CustomerGlu rewards in, double-entry balances out.",
@@ -47,6 +53,8 @@ cli_export.add_to(app)
 app.command("reverse")(cli_correct.reverse_)
 app.command()(cli_correct.corrections)
 app.add_typer(cli_correct.adjustments, name="adjust")
+app.command()(cli_verify.verify)
+app.command()(cli_verify.rebuild)
 
 
 def main() -> None:
@@ -225,43 +233,13 @@ def totals(as_of: AsOf = None, as_json: AsJson = False) -> None:
     show([total._asdict() for total in found], as_json=as_json)
 
 
-@app.command()
-def verify(as_json: AsJson = False) -> None:
-    """Derive every balance, version and total again; name each difference, exit 1 if there is one.
-
-    Example: ledger verify
-    """
-
-    async def look(connection: Connection) -> tuple[list[Finding], Tally]:
-        return await find(connection), await total(connection)
-
-    findings, tally = ask(look)
-    show([finding._asdict() for finding in findings], as_json=as_json)
-    if not as_json:
-        typer.echo(in_words(tally))
-    if findings:
-        raise SystemExit(1)
-    if not as_json:
-        typer.echo("the books hold: nothing found")
-
-
 @mappings.command("check")
 def mapping_check(file: Path, body: Path, as_json: AsJson = False) -> None:
     """Show what would be booked for the delivery in BODY under the mapping in FILE.
 
     Example: ledger mapping check mapping.toml body.json
     """
-    _become_ingress("mapping-check", str(file), str(body), *_json_option(as_json))
-
-
-def _json_option(as_json: bool) -> list[str]:
-    return ["--json"] if as_json else []
-
-
-def _become_ingress(*arguments: str) -> None:
-    # `ledger` does not import `ingress`: this process becomes it.
-    command = [sys.executable, "-m", "ingress", *arguments]
-    os.execv(sys.executable, command)  # noqa: S606 - our own interpreter
+    become_ingress("mapping-check", str(file), str(body), *json_option(as_json))
 
 
 @spools.command("status")
@@ -270,7 +248,7 @@ def spool_status(as_json: AsJson = False) -> None:
 
     Example: INGRESS_SPOOL=/var/spool/ledger ledger spool status --json
     """
-    _become_ingress("spool-status", *_json_option(as_json))
+    become_ingress("spool-status", *json_option(as_json))
 
 
 @spools.command("drain")
@@ -281,7 +259,7 @@ def spool_drain() -> None:
 
     Example: INGRESS_SPOOL=/var/spool/ledger ledger spool drain
     """
-    _become_ingress("spool-drain")
+    become_ingress("spool-drain")
 
 
 @currencies.command("add")

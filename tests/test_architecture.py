@@ -81,6 +81,7 @@ FLOORS = [
         "ledger.cli_export",
         "ledger.cli_quarantine",
         "ledger.cli_reconcile",
+        "ledger.cli_verify",
     },
     {"ledger.cli"},
     {"ledger.__main__"},

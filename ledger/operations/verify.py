@@ -147,9 +147,9 @@ WHERE found < counted
 
 _PERIODS = """
 WITH minutes AS (
-    SELECT currency, date_trunc('minute', posted_at, 'UTC') AS starts_at, sum(amount) AS amount,
-           count(*) AS postings, count(*) FILTER (WHERE version = 1) AS users,
-           count(correction_key) AS corrections
+    SELECT currency, date_bin('1 minute', posted_at, '2000-01-01Z') AS starts_at,
+           sum(amount) AS amount, count(*) AS postings,
+           count(*) FILTER (WHERE version = 1) AS users, count(correction_key) AS corrections
     FROM postings
     WHERE %(since)s::timestamptz IS NULL OR posted_at >= %(since)s::timestamptz
     GROUP BY 1, 2
@@ -219,7 +219,8 @@ FROM (
     SELECT concat('currency ', code) AS subject, seal, row_seal(to_jsonb(currencies)) AS derived
     FROM currencies
     UNION ALL
-    SELECT concat('correction ', correction_key), seal, row_seal(to_jsonb(corrections)) FROM corrections
+    SELECT concat('correction ', correction_key), seal, row_seal(to_jsonb(corrections))
+    FROM corrections
     UNION ALL
     SELECT concat('proposal ', proposal_key), seal, row_seal(to_jsonb(proposals)) FROM proposals
     UNION ALL

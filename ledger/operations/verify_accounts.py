@@ -60,10 +60,13 @@ FROM (
 ) AS chain
 CROSS JOIN LATERAL (
     VALUES
-        ('versions count without a gap', version IS DISTINCT FROM place, place::text, version::text),
         (
-            'each balance after is the one before and its posting', balance_after IS DISTINCT FROM balance,
-            balance::text, balance_after::text
+            'versions count without a gap', version IS DISTINCT FROM place,
+            place::text, version::text
+        ),
+        (
+            'each balance after is the one before and its posting',
+            balance_after IS DISTINCT FROM balance, balance::text, balance_after::text
         ),
         (
             'time does not run backwards along versions', posted_at < previous,
@@ -74,7 +77,10 @@ CROSS JOIN LATERAL (
             decimals || ' decimals', amount::text
         )
 ) AS checked (rule, is_broken, expected, found)
-WHERE (version IS DISTINCT FROM place OR balance_after IS DISTINCT FROM balance OR posted_at < previous OR is_scale_wrong)
+WHERE (
+    version IS DISTINCT FROM place OR balance_after IS DISTINCT FROM balance
+    OR posted_at < previous OR is_scale_wrong
+)
   AND checked.is_broken
 """
 
@@ -116,8 +122,7 @@ CROSS JOIN LATERAL (
         (
             'a user''s balance has the time of its last posting',
             concat('user:', derived.user_id, ' ', derived.currency),
-            held.posted_at IS DISTINCT FROM derived.posted_at
-                AND derived.posted_at IS NOT NULL AND held.version IS NOT NULL, derived.posted_at::text, held.posted_at::text
+            held.posted_at <> derived.posted_at, derived.posted_at::text, held.posted_at::text
         )
 ) AS checked (rule, subject, is_broken, expected, found)
 WHERE ((derived.debits, derived.credits, derived.version, derived.posted_at)

@@ -19,10 +19,11 @@ SELECT
 FROM generate_series(1, %(count)s) AS n;
 
 INSERT INTO rewards (
-    reward_id, user_id, campaign_id, reward_amount, currency, believed_bytes, fingerprint,
-    recorded_at
+    reward_id, user_id, campaign_id, reward_amount, currency, believed_bytes,
+    believed_bytes_sha256, fingerprint, recorded_at
 )
-SELECT reward_id, user_id, campaign_id, trim_scale(amount), %(currency)s, 'filled', sha256(
+SELECT reward_id, user_id, campaign_id, trim_scale(amount), %(currency)s, 'filled',
+       sha256('filled'), sha256(
         convert_to(user_id, 'UTF8') || '\\x00' || convert_to(trim_scale(amount)::text, 'UTF8')
         || '\\x00' || convert_to(%(currency)s, 'UTF8') || '\\x00'
         || convert_to(campaign_id, 'UTF8') || '\\x0000'
