@@ -283,11 +283,12 @@ held AS (
 posted AS (
     INSERT INTO postings (
         user_id, currency, version, correction_key, debit_account, credit_account, amount,
-        balance_after, posted_at
+        balance_after, posted_at, seal
     )
     SELECT
         %(user_id)s, %(currency)s, version, %(key)s, %(debit_account)s, %(credit_account)s,
-        (SELECT sum(debit) FROM movements), balance, posted_at
+        (SELECT sum(debit) FROM movements), balance, posted_at,
+        hash_record_extended(ROW(%(key)s::text, posted_at), 0)
     FROM held
     WHERE account = 'user:' || %(user_id)s
     RETURNING version, amount, balance_after, posted_at

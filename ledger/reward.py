@@ -76,10 +76,6 @@ class Reward(NamedTuple):
             ).encode()
         ).digest()
 
-    def believed_bytes_sha256(self) -> bytes:
-        """SHA-256 of the believed text: the same text has the same one, however it is read."""
-        return sha256(self.believed_bytes).digest()
-
 
 def is_posted(reward_type: str | None, amount: Decimal | None) -> bool:
     """Whether a reward of this type and amount moves money; otherwise it is only recorded."""

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import NamedTuple
 
 from psycopg import AsyncRawCursor
@@ -175,7 +176,7 @@ class _Standing(NamedTuple):
         """
         return self.fingerprint == reward.fingerprint() or (
             self.believed_bytes_sha256 is not None
-            and self.believed_bytes_sha256 == reward.believed_bytes_sha256()
+            and self.believed_bytes_sha256 == sha256(reward.believed_bytes).digest()
         )
 
 
@@ -201,26 +202,31 @@ def _judge(
 # order again; the time is taken when the row is locked, so that along an account it never runs
 # backwards. The periods' totals are locked last, and so for the shortest time: every batch needs
 # the same ones. Versions of a batch follow the keys' own collation, as the rewards' numbers do.
+# The seals are what `reward_seal` and `posting_seal` make of the rows (0013_seals.sql).
 _POST = """
 WITH batch AS MATERIALIZED (
     SELECT
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
         told.code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
-        webhook_type, believed_bytes, believed_bytes_sha256, fingerprint, debit_account,
-        credit_account, currencies.scale AS decimals
+        webhook_type, believed_bytes, fingerprint, debit_account, credit_account,
+        currencies.scale AS decimals, now() AS recorded_at, hash_record_extended(
+            ROW(
+                reward_id, type, reward_name, status, transaction_id, reward_expires_at,
+                reward_category, details, body, tnc, webhook_type, believed_bytes, now()
+            ), 0
+        ) AS seal
     FROM unnest(
         $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::numeric[],
         $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[], $13::text[],
-        $14::json[], $15::text[], $16::json[], $17::text[], $18::bytea[], $19::bytea[],
-        $20::bytea[], $21::text[], $22::text[]
+        $14::text[], $15::text[], $16::text[], $17::text[], $18::bytea[], $19::bytea[],
+        $20::text[], $21::text[]
     ) AS told (
         reward_id, user_id, campaign_id, type,
         reward_type, reward_name, reward_amount,
         currency, code, status, transaction_id,
         reward_expires_at, reward_category, details,
         body, tnc, webhook_type, believed_bytes,
-        believed_bytes_sha256, fingerprint, debit_account,
-        credit_account
+        fingerprint, debit_account, credit_account
     )
     LEFT JOIN currencies ON currencies.code = told.currency
 ),
@@ -228,12 +234,12 @@ accepted AS (
     INSERT INTO rewards (
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
         code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
-        webhook_type, believed_bytes, believed_bytes_sha256, fingerprint
+        webhook_type, believed_bytes, fingerprint, recorded_at, seal
     )
     SELECT
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
-        code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
-        webhook_type, believed_bytes, believed_bytes_sha256, fingerprint
+        code, status, transaction_id, reward_expires_at, reward_category, details::json, body,
+        tnc::json, webhook_type, believed_bytes, fingerprint, recorded_at, seal
     FROM batch
     WHERE currency IS NULL OR scale(reward_amount) <= decimals
     ORDER BY reward_id COLLATE "C"
@@ -267,12 +273,13 @@ held AS (
 posted AS (
     INSERT INTO postings (
         user_id, currency, version, reward_id, debit_account, credit_account,
-        amount, balance_after, posted_at
+        amount, balance_after, posted_at, seal
     )
     SELECT
         user_id, booked.currency, version - count(*) OVER whole + row_number() OVER so_far,
         reward_id, debit_account, credit_account, amount,
-        balance - sum(amount) OVER whole + sum(amount) OVER so_far, posted_at
+        balance - sum(amount) OVER whole + sum(amount) OVER so_far, posted_at,
+        hash_record_extended(ROW(reward_id, posted_at), 0)
     FROM booked
     JOIN held ON held.account = booked.credit_account AND held.currency = booked.currency
     WINDOW
@@ -318,7 +325,7 @@ def _row(reward: Reward, fingerprint: bytes) -> tuple[object, ...]:
     """What the statement is told of a reward, in the order of its placeholders."""
     posting = reward.posting()
     debit, credit = (posting.debit_account, posting.credit_account) if posting else (None, None)
-    return (*reward, reward.believed_bytes_sha256(), fingerprint, debit, credit)
+    return (*reward, fingerprint, debit, credit)
 
 
 _LOOK_UP = """
