@@ -8,6 +8,9 @@ FINDINGS_MAX = 1000
 """How many differences of one rule are named of a part of the books: more help nobody."""
 
 
+SEALED = "a row is as it was sealed"
+
+
 class Finding(NamedTuple):
     """One thing that does not hold."""
 

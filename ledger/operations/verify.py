@@ -10,7 +10,7 @@ in its last second nobody has counted.
 """
 
 from ledger.database import Connection
-from ledger.operations.finding import Finding, find_of
+from ledger.operations.finding import SEALED, Finding, find_of
 from ledger.operations.verify_accounts import (
     Users,
     list_houses,
@@ -249,7 +249,7 @@ _RULES = {
     "a correction is posted as it was recorded": _CORRECTED_AS_RECORDED,
     "a reversal takes back what its reward posted": _REVERSED,
     "an adjustment is what two persons agreed on": _APPROVED,
-    "a row is as it was sealed": _ROWS,
+    SEALED: _ROWS,
     "the digest is of the believed bytes": _QUARANTINE_DIGESTS,
     "each believed delivery has one outcome": _OUTCOMES,
     "what the ingress counted as done stands in the books": _COUNTED,

@@ -46,6 +46,7 @@ FROM (
         user_id, currency, version, reward_id, correction_key, amount, balance_after, posted_at,
         currencies.scale AS decimals,
         scale(amount) IS DISTINCT FROM currencies.scale AS is_scale_wrong,
+        postings.seal IS DISTINCT FROM posting_seal(postings) AS is_unsealed,
         row_number() OVER so_far AS place,
         sum(CASE WHEN credit_account = 'user:' || user_id THEN amount ELSE -amount END)
             OVER so_far AS balance,
@@ -75,11 +76,15 @@ CROSS JOIN LATERAL (
         (
             'an amount has the decimals of its currency', is_scale_wrong,
             decimals || ' decimals', amount::text
+        ),
+        (
+            'a row is as it was sealed', is_unsealed,
+            'as it was when it was sealed', 'changed since'
         )
 ) AS checked (rule, is_broken, expected, found)
 WHERE (
     version IS DISTINCT FROM place OR balance_after IS DISTINCT FROM balance
-    OR posted_at < previous OR is_scale_wrong
+    OR posted_at < previous OR is_scale_wrong OR is_unsealed
 )
   AND checked.is_broken
 """

@@ -1,4 +1,4 @@
-"""Verifying along commits: what each brought, as it was sealed, told and posted.
+"""Verifying along commits: what each brought, as it was told, sealed and posted.
 
 A stretch of positions is looked at by itself, so many of them can be looked at side by side, later
 ones without the earlier ones, and the whole with few of them in memory.
@@ -7,9 +7,8 @@ ones without the earlier ones, and the whole with few of them in memory.
 from typing import NamedTuple
 
 from ledger.database import Connection
-from ledger.operations.finding import Finding, find, find_of
+from ledger.operations.finding import SEALED, Finding, find, find_of
 
-SEALED = "what a commit brought is as it was sealed"
 PLACED = "each reward has one place in commit order"
 TOLD = "what was told is what was posted"
 
@@ -69,39 +68,21 @@ async def count(connection: Connection) -> Brought:
     return Brought._make(row)
 
 
-_WINDOW = """
-SELECT min(committed_at) - interval '10 s', max(committed_at)
-FROM commits
-WHERE position BETWEEN %(first)s AND %(last)s
-"""
-
-# A posting was posted in the seconds before its commit, so those of a stretch lie together, and are
-# read as they lie; one that does not, because a clock was set, is looked up by its reward. To look
-# up each would cost more than all the rest. The fingerprint is of the same text as
-# `ledger.reward.Reward.fingerprint`, put together a second time.
+# Each commit finds its rewards, and each reward its posting, by index: OFFSET 0 keeps the planner
+# from comparing all with all, whatever it guesses of how many there are. The fingerprint is of the
+# same text as `ledger.reward.Reward.fingerprint`, put together a second time.
 _LOOK_AT = """
-WITH near AS MATERIALIZED (
-    SELECT reward_id, user_id, debit_account, credit_account, currency, amount,
-           posting_seal(postings) AS seal
-    FROM postings
-    WHERE posted_at BETWEEN %(starts_at)s AND %(ends_at)s AND reward_id IS NOT NULL
-),
-looked_at AS MATERIALIZED (
+WITH looked_at AS MATERIALIZED (
     SELECT
-        position, told.seal # coalesce(near.seal, far.seal, 0) AS seal, told.reward_id,
-        fingerprint, derived_fingerprint, digest, derived_digest, told.user_id, campaign_id,
-        told.currency, reward_amount,
-        near.reward_id IS NOT NULL OR far.reward_id IS NOT NULL AS is_posted,
-        coalesce(near.user_id, far.user_id) AS posting_user,
-        coalesce(near.debit_account, far.debit_account) AS debit_account,
-        coalesce(near.credit_account, far.credit_account) AS credit_account,
-        coalesce(near.currency, far.currency) AS posting_currency,
-        coalesce(near.amount, far.amount) AS amount
+        told.reward_id, number, is_sealed, fingerprint, derived_fingerprint, digest,
+        derived_digest, told.user_id, campaign_id, told.currency, reward_amount,
+        posted.reward_id IS NOT NULL AS is_posted, posted.user_id AS posting_user,
+        debit_account, credit_account, posted.currency AS posting_currency, amount
     FROM commits
     CROSS JOIN LATERAL (
         SELECT
-            reward_id, reward_seal(rewards) AS seal, fingerprint, believed_bytes_sha256 AS digest,
-            sha256(
+            reward_id, number, seal IS NOT DISTINCT FROM reward_seal(rewards) AS is_sealed,
+            fingerprint, believed_bytes_sha256 AS digest, sha256(
                 convert_to(user_id, 'UTF8') || '\\x00'::bytea
                 || convert_to(coalesce(trim_scale(reward_amount)::text, ''), 'UTF8')
                 || '\\x00'::bytea
@@ -117,15 +98,12 @@ looked_at AS MATERIALIZED (
           AND rewards.number BETWEEN commits.first_number AND commits.last_number
         OFFSET 0
     ) AS told
-    LEFT JOIN near ON near.reward_id = told.reward_id
     LEFT JOIN LATERAL (
-        SELECT reward_id, user_id, debit_account, credit_account, currency, amount,
-               posting_seal(postings) AS seal
+        SELECT reward_id, user_id, debit_account, credit_account, currency, amount
         FROM postings
-        WHERE near.reward_id IS NULL AND told.currency IS NOT NULL
-          AND postings.reward_id = told.reward_id
+        WHERE postings.reward_id = told.reward_id
         OFFSET 0
-    ) AS far ON true
+    ) AS posted ON true
     WHERE position BETWEEN %(first)s AND %(last)s
 )
 SELECT NULL AS rule, NULL AS subject, count(*)::text, (count(*) FILTER (WHERE is_posted))::text
@@ -136,6 +114,10 @@ UNION ALL
     FROM looked_at
     CROSS JOIN LATERAL (
         VALUES
+            (
+                'a row is as it was sealed', NOT is_sealed,
+                'as it was when it was sealed', 'changed since'
+            ),
             (
                 'the fingerprint is of what was told',
                 fingerprint IS DISTINCT FROM derived_fingerprint,
@@ -165,7 +147,7 @@ UNION ALL
             )
     ) AS checked (rule, is_broken, expected, found)
     WHERE (
-        fingerprint IS DISTINCT FROM derived_fingerprint OR digest IS DISTINCT FROM derived_digest
+        NOT is_sealed OR fingerprint IS DISTINCT FROM derived_fingerprint OR digest IS DISTINCT FROM derived_digest
         OR currency IS DISTINCT FROM posting_currency
         OR (
             currency IS NOT NULL AND (
@@ -177,73 +159,28 @@ UNION ALL
 )
 UNION ALL
 (
-    SELECT 'what a commit brought is as it was sealed', position::text, NULL, NULL
-    FROM commits
-    LEFT JOIN (
-        SELECT position, bit_xor(seal) AS seal FROM looked_at GROUP BY position
-    ) AS told USING (position)
-    CROSS JOIN LATERAL (
-        SELECT coalesce(bit_xor(correction # coalesce(posting, 0)), 0) AS seal
-        FROM (
-            SELECT corrections.seal AS correction, (
-                SELECT posting_seal(postings) FROM postings
-                WHERE postings.correction_key = corrections.correction_key
-            ) AS posting
-            FROM corrections
-            WHERE corrections.written_by = commits.written_by
-              AND corrections.number BETWEEN commits.first_number AND commits.last_number
-            OFFSET 0
-        ) AS sealed
-    ) AS corrected
-    WHERE position BETWEEN %(first)s AND %(last)s
-      AND commits.seal
-          IS DISTINCT FROM commit_seal(commits, coalesce(told.seal, 0) # corrected.seal)
+    SELECT 'each reward has one place in commit order', min(reward_id),
+           'number ' || number || ' once', count(*) || ' times'
+    FROM looked_at
+    GROUP BY number
+    HAVING count(*) > 1
 )
 """
 
-# Which of them changed, a seal does not tell: all that came with the commit are named, or few.
-_SEALS_BROKEN = """
-SELECT
-    'commit ' || position || concat(': ', (
-        SELECT string_agg(name, ', ') || CASE WHEN count(*) = 10 THEN ', …' ELSE '' END
-        FROM (
-            (SELECT reward_id FROM rewards
-             WHERE rewards.written_by = commits.written_by
-               AND rewards.number BETWEEN commits.first_number AND commits.last_number
-             ORDER BY number)
-            UNION ALL
-            (SELECT correction_key FROM corrections
-             WHERE corrections.written_by = commits.written_by
-               AND corrections.number BETWEEN commits.first_number AND commits.last_number
-             ORDER BY number)
-            LIMIT 10
-        ) AS came (name)
-    )),
-    'as it was when it was sealed', 'changed since'
+_SEALS = """
+SELECT 'commit ' || position, 'as it was when it was sealed', 'changed since'
 FROM commits
-WHERE position = ANY(%(positions)s)
-ORDER BY position
+WHERE position BETWEEN %(first)s AND %(last)s AND seal IS DISTINCT FROM commit_seal(commits)
 """
 
 
 async def look_at_commits(
     connection: Connection, first: int, last: int
 ) -> tuple[Brought, list[Finding]]:
-    """What the commits at positions ``first`` to ``last`` brought, and what of it does not hold.
-
-    Needs a connection inside a database transaction, for which a setting is changed.
-    """
-    asked: dict[str, object] = {"first": first, "last": last}
-    row = await (await connection.execute(_WINDOW, asked)).fetchone()
-    asked["starts_at"], asked["ends_at"] = row or (None, None)
-    # Whatever it guesses of how many there are: one row is never compared with each of the others.
-    await connection.execute("SET LOCAL enable_nestloop = off")
-    (_, _, rewards, posted), *rows = await find(connection, _LOOK_AT, **asked)
-    await connection.execute("SET LOCAL enable_nestloop = on")
-    findings = [row for row in rows if row.rule != SEALED]
-    positions = [int(row.subject) for row in rows if row.rule == SEALED]
-    if positions:
-        findings += await find_of(connection, SEALED, _SEALS_BROKEN, positions=positions)
+    """What the commits at positions ``first`` to ``last`` brought, and what of it does not hold."""
+    asked = {"first": first, "last": last}
+    (_, _, rewards, posted), *findings = await find(connection, _LOOK_AT, **asked)
+    findings += await find_of(connection, SEALED, _SEALS, **asked)
     return Brought(int(rewards or 0), int(posted or 0)), findings
 
 

@@ -19,11 +19,10 @@ SELECT
 FROM generate_series(1, %(count)s) AS n;
 
 INSERT INTO rewards (
-    reward_id, user_id, campaign_id, reward_amount, currency, believed_bytes,
-    believed_bytes_sha256, fingerprint, recorded_at
+    reward_id, user_id, campaign_id, reward_amount, currency, believed_bytes, fingerprint,
+    recorded_at
 )
-SELECT reward_id, user_id, campaign_id, trim_scale(amount), %(currency)s, 'filled',
-       sha256('filled'), sha256(
+SELECT reward_id, user_id, campaign_id, trim_scale(amount), %(currency)s, 'filled', sha256(
         convert_to(user_id, 'UTF8') || '\\x00' || convert_to(trim_scale(amount)::text, 'UTF8')
         || '\\x00' || convert_to(%(currency)s, 'UTF8') || '\\x00'
         || convert_to(campaign_id, 'UTF8') || '\\x0000'
@@ -52,6 +51,11 @@ FROM postings CROSS JOIN (VALUES ('day'), ('minute')) AS periods (period)
 GROUP BY 1, 2, 3;
 """
 
+_SEAL = """
+ALTER TABLE rewards ALTER COLUMN seal TYPE bigint USING reward_seal(rewards);
+ALTER TABLE postings ALTER COLUMN seal TYPE bigint USING posting_seal(postings);
+"""
+
 
 def fill(url: str, count: int) -> None:
     """Put `count` rewards into the empty books of `url`, of a tenth as many users."""
@@ -66,4 +70,5 @@ def fill(url: str, count: int) -> None:
         connection.execute("SET work_mem = '256MB'")
         connection.execute(_FILL, told)
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_SEAL)
         connection.execute("VACUUM (ANALYZE)")

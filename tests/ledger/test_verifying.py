@@ -206,8 +206,7 @@ SEEN_SINCE = {
     "a reward from before is gone": "DELETE FROM rewards WHERE reward_id = 'r0-0'",
     "a posting from before is gone": "DELETE FROM postings WHERE reward_id = 'r0-0'",
     "a reward came in by the back door": "INSERT INTO rewards (reward_id, user_id, campaign_id,"
-    " believed_bytes, believed_bytes_sha256, fingerprint)"
-    " VALUES ('z', 'u', 'c', '', sha256(''), sha256(''))",
+    " believed_bytes, fingerprint) VALUES ('z', 'u', 'c', '', sha256(''))",
     "the commit where it began": "UPDATE commits SET seal = seal + 1 WHERE position > 10",
 }
 NOT_SEEN_SINCE = {

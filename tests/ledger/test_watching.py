@@ -568,8 +568,8 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             shutil.copy(path, tmp_path)
     monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", tmp_path)
     migrate(database.url())
-    # The writer of today sends the digest, too.
-    database.rows("ALTER TABLE rewards ALTER believed_bytes_sha256 DROP EXPRESSION")
+    # The writer of today seals, too.
+    database.rows("ALTER TABLE rewards ADD seal bigint; ALTER TABLE postings ADD seal bigint")
     names = [f"r-{i}" for i in range(6)]
 
     async def main() -> None:
@@ -582,6 +582,7 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             " ALTER TABLE rewards ALTER number SET GENERATED ALWAYS;"
             " ALTER TABLE rewards ENABLE TRIGGER USER"
         )
+        database.rows("ALTER TABLE rewards DROP seal; ALTER TABLE postings DROP seal")
         monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", MIGRATIONS)
         assert migrate(database.url()).migrations == AFTERWARDS
         await posted(database, reward("later"))
