@@ -405,6 +405,7 @@ def test_time_does_not_run_backwards_although_the_clock_does(database: Database,
             for table in ("postings", "balances"):
                 connection.execute(f"UPDATE {table} SET posted_at = posted_at + interval '1 day'")
             connection.execute("UPDATE period_totals SET starts_at = starts_at + interval '1 day'")
+            connection.execute("UPDATE postings SET seal = posting_seal(postings)")
         (second,) = await post_all(database, reward("second"))
         assert second.version == 2
         assert second.posted_at > first.posted_at
