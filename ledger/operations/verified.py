@@ -1,7 +1,4 @@
-"""How far verifying has come: a file, because verifying never writes to the books.
-
-It is bounded by the number of house accounts, whatever the number of rewards.
-"""
+"""How far verifying has come: a small file, because verifying never writes to the books."""
 
 import os
 from pathlib import Path
@@ -9,7 +6,6 @@ from pathlib import Path
 import msgspec
 
 from ledger.operations.finding import Finding
-from ledger.operations.verify_accounts import House
 from ledger.operations.verify_commits import Brought, End
 
 
@@ -26,17 +22,12 @@ class Verified(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Into how many parts the users are divided."""
     reads_again: bool
     """Whether the documents were read again, too."""
+    is_whole: bool = False
+    """Whether all parts are done, and nothing was found."""
     done: frozenset[str] = frozenset()
     """Which parts are done, while not all are."""
     findings: tuple[Finding, ...] = ()
     """What they found."""
-    houses: tuple[House, ...] | None = None
-    """The sums of the house accounts; ``None`` until all is done."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all parts were done, and nothing was found."""
-        return self.houses is not None
 
 
 class UnusableState(Exception):

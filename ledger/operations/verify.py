@@ -13,7 +13,6 @@ from ledger.database import Connection
 from ledger.operations.finding import SEALED, Finding, find_of
 from ledger.operations.verify_accounts import (
     Users,
-    list_houses,
     look_at_houses,
     look_at_users,
 )
@@ -182,35 +181,18 @@ WHERE (derived.amount, derived.postings, derived.users, derived.corrections)
     IS DISTINCT FROM (held.amount, held.postings, held.users, held.corrections)
 """
 
-# The first moment of the day of the first of them.
-_DAY_SINCE = """
-SELECT date_trunc('day', min(posted_at), 'UTC')
+# What was posted later than a commit was posted at most some seconds before it.
+_DAY_OF = """
+SELECT date_trunc('day', committed_at - interval '1 hour', 'UTC')
 FROM commits
-CROSS JOIN LATERAL (
-    SELECT posted_at
-    FROM rewards JOIN postings ON postings.reward_id = rewards.reward_id
-    WHERE rewards.written_by = commits.written_by
-      AND rewards.number BETWEEN commits.first_number AND commits.last_number
-    UNION ALL
-    SELECT posted_at
-    FROM corrections JOIN postings ON postings.correction_key = corrections.correction_key
-    WHERE corrections.written_by = commits.written_by
-      AND corrections.number BETWEEN commits.first_number AND commits.last_number
-) AS came
-WHERE position > %(position)s
+WHERE position = %(position)s
 """
 
 
-async def look_at_periods(connection: Connection, position: int | None) -> list[Finding]:
-    """What does not hold of the periods' totals: all, or from the day on that followed a commit."""
-    since = None
-    if position is not None:
-        cursor = await connection.execute(_DAY_SINCE, {"position": position})
-        row = await cursor.fetchone()
-        if row is None or row[0] is None:
-            return []
-        (since,) = row
-    return await find_of(connection, TOTALLED_BY_PERIOD, _PERIODS, since=since)
+async def look_at_periods(connection: Connection, position: int) -> list[Finding]:
+    """What does not hold of the periods' totals: of all, or from the day of a commit on."""
+    row = await (await connection.execute(_DAY_OF, {"position": position})).fetchone()
+    return await find_of(connection, TOTALLED, _PERIODS, since=row[0] if row else None)
 
 
 _ROWS = """
@@ -243,7 +225,7 @@ FROM quarantine
 WHERE believed_bytes_sha256 IS DISTINCT FROM sha256(believed_bytes)
 """
 
-TOTALLED_BY_PERIOD = "a period's totals are the sum of its postings"
+TOTALLED = "a period's totals are the sum of its postings"
 
 _RULES = {
     "a correction is posted as it was recorded": _CORRECTED_AS_RECORDED,
@@ -273,8 +255,8 @@ async def look_at_all(connection: Connection) -> list[Finding]:
         *findings,
         *await look_at_counts(connection, brought),
         *await look_at_users(connection, Users()),
-        *await look_at_houses(connection, await list_houses(connection)),
-        *await look_at_periods(connection, None),
+        *await look_at_houses(connection),
+        *await look_at_periods(connection, 0),
         *await look_at_rules(connection),
     ]
 

@@ -1,19 +1,15 @@
 """Verifying along accounts: versions, balances, times and sums, from the postings.
 
 Users are looked at in slices, each by itself. House accounts have few rows and many postings:
-their sums are derived in one pass, and can be kept, so that a later run adds what came since.
+their sums are derived in one pass over all.
 """
 
-from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ledger.account import USER
 from ledger.database import Connection, array
-from ledger.operations.finding import Finding, find, find_of
-
-BALANCED = "a balance is the sum of its entries"
-TOTALLED = "debits and credits of a currency are the sum of its postings"
+from ledger.operations.finding import Finding, find
 
 
 class Users(NamedTuple):
@@ -145,125 +141,57 @@ async def look_at_users(connection: Connection, users: Users) -> list[Finding]:
     ]
 
 
-class House(NamedTuple):
-    """The sums of a house account's entries."""
-
-    account: str
-    currency: str
-    debits: Decimal
-    credits: Decimal
-    version: int
-
-
-_HOUSES = """
-SELECT
-    account, currency, coalesce(sum(amount) FILTER (WHERE is_debit), 0),
-    coalesce(sum(amount) FILTER (WHERE NOT is_debit), 0), count(*)
-FROM (
-    SELECT currency, amount, credit_account = 'user:' || user_id AS is_debit,
-           CASE WHEN credit_account = 'user:' || user_id THEN debit_account ELSE credit_account END
-               AS account
-    FROM postings
-) AS legs
-GROUP BY account, currency
-"""
-
-_HOUSES_SINCE = """
-SELECT
-    account, currency, coalesce(sum(amount) FILTER (WHERE is_debit), 0),
-    coalesce(sum(amount) FILTER (WHERE NOT is_debit), 0), count(*)
-FROM (
-    SELECT currency, amount, credit_account = 'user:' || user_id AS is_debit,
-           CASE WHEN credit_account = 'user:' || user_id THEN debit_account ELSE credit_account END
-               AS account
-    FROM commits
-    CROSS JOIN LATERAL (
-        SELECT postings.user_id, postings.currency, amount, debit_account, credit_account
-        FROM rewards JOIN postings ON postings.reward_id = rewards.reward_id
-        WHERE rewards.written_by = commits.written_by
-          AND rewards.number BETWEEN commits.first_number AND commits.last_number
-        UNION ALL
-        SELECT postings.user_id, postings.currency, postings.amount, postings.debit_account,
-               postings.credit_account
-        FROM corrections JOIN postings ON postings.correction_key = corrections.correction_key
-        WHERE corrections.written_by = commits.written_by
-          AND corrections.number BETWEEN commits.first_number AND commits.last_number
-    ) AS came
-    WHERE position > %(position)s
-) AS legs
-GROUP BY account, currency
-"""
-
-
-async def list_houses(connection: Connection) -> list[House]:
-    """Every account that holds the other leg of a user's, summed from the postings."""
-    cursor = await connection.execute(_HOUSES)
-    return [House._make(row) for row in await cursor.fetchall()]
-
-
-async def list_houses_since(
-    connection: Connection, position: int, before: Iterable[House]
-) -> list[House]:
-    """The same, as ``before`` and what was committed after ``position``."""
-    cursor = await connection.execute(_HOUSES_SINCE, {"position": position})
-    summed = {(house.account, house.currency): house for house in before}
-    for row in await cursor.fetchall():
-        came = House._make(row)
-        held = summed.get(came[:2])
-        if held is not None:
-            came = House(
-                *came[:2],
-                held.debits + came.debits,
-                held.credits + came.credits,
-                held.version + came.version,
-            )
-        summed[came[:2]] = came
-    return list(summed.values())
-
-
+# Each posting has one leg that is not the user's own, so the house's sum up all postings.
 _LOOK_AT_HOUSES = """
-SELECT
-    concat_ws(
-        ' ', coalesce(derived.account, held.account), coalesce(derived.currency, held.currency)
-    ),
-    derived.debits || ' / ' || derived.credits || ' v' || derived.version,
-    held.debits || ' / ' || held.credits || ' v' || held.version
-FROM unnest(
-    %(account)s::text[], %(currency)s::text[], %(debits)s::numeric[], %(credits)s::numeric[],
-    %(version)s::bigint[]
-) AS derived (account, currency, debits, credits, version)
-FULL JOIN (
-    SELECT account, currency, debits, credits, version FROM balances
-    WHERE NOT starts_with(account, 'user:')
-) AS held ON held.account = derived.account AND held.currency = derived.currency
-WHERE (derived.debits, derived.credits, derived.version)
-    IS DISTINCT FROM (held.debits, held.credits, held.version)
+WITH houses AS MATERIALIZED (
+    SELECT
+        account, currency, coalesce(sum(amount) FILTER (WHERE is_debit), 0) AS debits,
+        coalesce(sum(amount) FILTER (WHERE NOT is_debit), 0) AS credits, count(*) AS version
+    FROM (
+        SELECT
+            currency, amount, credit_account = 'user:' || user_id AS is_debit,
+            CASE WHEN credit_account = 'user:' || user_id THEN debit_account ELSE credit_account END
+                AS account
+        FROM postings
+    ) AS legs
+    GROUP BY account, currency
+)
+(
+    SELECT
+        'a balance is the sum of its entries',
+        concat_ws(
+            ' ', coalesce(derived.account, held.account),
+            coalesce(derived.currency, held.currency)
+        ),
+        derived.debits || ' / ' || derived.credits || ' v' || derived.version,
+        held.debits || ' / ' || held.credits || ' v' || held.version
+    FROM houses AS derived
+    FULL JOIN (
+        SELECT account, currency, debits, credits, version FROM balances
+        WHERE NOT starts_with(account, 'user:')
+    ) AS held ON held.account = derived.account AND held.currency = derived.currency
+    WHERE (derived.debits, derived.credits, derived.version)
+        IS DISTINCT FROM (held.debits, held.credits, held.version)
+)
+UNION ALL
+(
+    SELECT
+        'debits and credits of a currency are the sum of its postings',
+        concat('currency ', coalesce(derived.currency, held.currency)),
+        derived.amount || ' / ' || derived.amount,
+        held.debits || ' / ' || held.credits
+    FROM (
+        SELECT currency, sum(debits + credits) AS amount FROM houses GROUP BY currency
+    ) AS derived
+    FULL JOIN (
+        SELECT currency, sum(debits) AS debits, sum(credits) AS credits
+        FROM balances GROUP BY currency
+    ) AS held ON held.currency = derived.currency
+    WHERE (derived.amount, derived.amount) IS DISTINCT FROM (held.debits, held.credits)
+)
 """
 
-# Each posting has one leg that is not the user's own, so these sum up all postings.
-_LOOK_AT_TOTALS = """
-SELECT
-    concat('currency ', coalesce(derived.currency, held.currency)),
-    derived.amount || ' / ' || derived.amount,
-    held.debits || ' / ' || held.credits
-FROM (
-    SELECT currency, sum(debits + credits) AS amount
-    FROM unnest(%(currency)s::text[], %(debits)s::numeric[], %(credits)s::numeric[])
-        AS houses (currency, debits, credits)
-    GROUP BY currency
-) AS derived
-FULL JOIN (
-    SELECT currency, sum(debits) AS debits, sum(credits) AS credits FROM balances GROUP BY currency
-) AS held ON held.currency = derived.currency
-WHERE (derived.amount, derived.amount) IS DISTINCT FROM (held.debits, held.credits)
-"""
 
-
-async def look_at_houses(connection: Connection, houses: Sequence[House]) -> list[Finding]:
+async def look_at_houses(connection: Connection) -> list[Finding]:
     """What does not hold of the house accounts' balances, and of all balances together."""
-    columns = zip(*houses, strict=True) if houses else [()] * len(House._fields)
-    asked = {name: array(values) for name, values in zip(House._fields, columns, strict=True)}
-    return [
-        *await find_of(connection, BALANCED, _LOOK_AT_HOUSES, **asked),
-        *await find_of(connection, TOTALLED, _LOOK_AT_TOTALS, **asked),
-    ]
+    return await find(connection, _LOOK_AT_HOUSES)

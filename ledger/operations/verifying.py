@@ -22,14 +22,7 @@ from ledger.database import Connection
 from ledger.operations.finding import Finding
 from ledger.operations.verified import UnusableState, Verified
 from ledger.operations.verify import SNAPSHOT, look_at_periods, look_at_rules
-from ledger.operations.verify_accounts import (
-    House,
-    Users,
-    list_houses,
-    list_houses_since,
-    look_at_houses,
-    look_at_users,
-)
+from ledger.operations.verify_accounts import Users, look_at_houses, look_at_users
 from ledger.operations.verify_commits import (
     Brought,
     End,
@@ -97,7 +90,7 @@ async def verify_in_parts(
                 "is of other books, or a commit changed that it ends with: give another name"
             )
         elif before.reads_again != (read_again is not None):
-            raise UnusableState("was kept otherwise: --documents must be as it was, or give a name")
+            raise UnusableState("was kept otherwise: --documents must be as it was, or give another name")
         run = _Run(before, end, keep, report)
         parts = deque(run.parts(await list_users_since(connection, before.end.position)))
         if read_again is not None:
@@ -177,7 +170,6 @@ class _Run:
         self._kept_at = time.monotonic()
         # What is kept is what was there when the run began first; the rest is done again.
         self._kept = before
-        self._houses: list[House] = []
         self.brought = before.brought
         self.findings = list(before.findings)
 
@@ -189,8 +181,8 @@ class _Run:
             self._before,
             end=self._end,
             brought=self.brought,
+            is_whole=True,
             done=frozenset(),
-            houses=tuple(self._houses),
         )
 
     def parts(self, users: list[str]) -> Iterator[_Part]:
@@ -198,8 +190,8 @@ class _Run:
 
         ``users`` are those of whom something was committed since.
         """
-        since = self._before.end.position if self._before.is_whole else None
-        yield _Part("house accounts", self._look_at_houses)
+        since = self._before.end.position if self._before.is_whole else 0
+        yield _Part("house accounts", look_at_houses)
         yield _Part("periods", lambda connection: look_at_periods(connection, since))
         yield _Part("small tables", look_at_rules)
         for first, last, is_kept in self._stretches():
@@ -254,15 +246,6 @@ class _Run:
 
     def _users(self, users: Users) -> Callable[[Connection], Awaitable[list[Finding]]]:
         return lambda connection: look_at_users(connection, users)
-
-    async def _look_at_houses(self, connection: Connection) -> list[Finding]:
-        if self._before.houses is None:
-            self._houses = await list_houses(connection)
-        else:
-            self._houses = await list_houses_since(
-                connection, self._before.end.position, self._before.houses
-            )
-        return await look_at_houses(connection, self._houses)
 
     async def do(self, conninfo: str, name: str, parts: deque[_Part], workers: int) -> None:
         """All ``parts``, by as many workers, each in the snapshot ``name``."""

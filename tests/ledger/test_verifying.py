@@ -191,8 +191,6 @@ def test_what_came_since_is_verified_and_the_file_moves_on(database: Database, r
     assert second.verified is not None
     assert second.verified.end.position == second.end.position > first.end.position
     assert second.verified.brought == (39, 39)
-    # The sums of the house accounts go on from those that were kept.
-    assert verified(database, run).houses == second.verified.houses
 
 
 SEEN_SINCE = {
