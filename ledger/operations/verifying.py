@@ -133,6 +133,8 @@ async def reading_snapshot(conninfo: str, name: str) -> AsyncIterator[Connection
         await connection.execute(SNAPSHOT)
         await connection.execute(f"SET TRANSACTION SNAPSHOT '{name}'")
         await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        # Nobody waits for this run: it may wait for whoever changes a table.
+        await connection.execute("SET LOCAL lock_timeout = 0")
         # There is a worker for each core already.
         await connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
         await connection.execute("SET LOCAL work_mem = '64MB'")

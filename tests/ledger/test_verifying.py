@@ -1,9 +1,14 @@
 """Verifying in parts: side by side, taken up again, and only what came since."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import psycopg
 import pytest
 
 from ledger.database import Role, conninfo
@@ -13,6 +18,7 @@ from ledger.operations.verified import UnusableState, Verified, read_verified, w
 from ledger.operations.verifying import Outcome, verify_in_parts
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
+from tests.ledger.test_serve import wait_until
 from tests.rewards import reward
 
 OF_A_COMMIT = 3
@@ -84,7 +90,7 @@ def test_books_that_hold_hold_in_all_parts(database: Database, run: Run, workers
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ("UPDATE rewards SET status = 'x' WHERE reward_id = 'r7-1'", "commit"),
+        ("UPDATE rewards SET status = 'x' WHERE reward_id = 'r7-1'", "sealed"),
         ("UPDATE postings SET balance_after = 9 WHERE reward_id = 'r0-2'", "each balance after"),
         ("UPDATE balances SET credits = 9 WHERE account = 'user:u3'", "a balance is the sum"),
         ("UPDATE balances SET debits = 9 WHERE account LIKE 'campaign:%'", "a balance is the sum"),
@@ -163,6 +169,54 @@ def test_what_was_committed_while_a_run_was_down_is_looked_at_when_it_is_taken_u
     assert "each balance after is the one before and its posting" in rules(
         verify(database, run, kept)
     )
+
+
+IN_SMALL_PARTS = """
+from ledger.cli import main
+from ledger.operations import verifying
+verifying.STRETCH_REWARDS, verifying.KEPT_SECONDS = 4, -1.0
+main()
+"""
+
+
+def command(database: Database, file: Path) -> subprocess.Popen[str]:
+    """``ledger verify --state``, on its way."""
+    return subprocess.Popen(
+        [sys.executable, "-c", IN_SMALL_PARTS, "verify", "--state", str(file), "--json"],
+        env={**os.environ, "DATABASE_URL": database.url()},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_process_that_is_killed_is_taken_up_and_finds_the_same(
+    database: Database, run: Run, tmp_path: Path
+) -> None:
+    fill(database, run)
+    corrupt(
+        database,
+        "UPDATE rewards SET status = 'x' WHERE reward_id IN ('r0-1', 'r9-1');"
+        " UPDATE balances SET credits = 90000 WHERE account = 'user:u1'",
+    )
+    whole = command(database, tmp_path / "another.json")
+    found = json.loads(whole.communicate()[0])
+    assert (whole.returncode, len(found)) == (1, 4)
+
+    file = tmp_path / "verified.json"
+    with psycopg.connect(database.url()) as blocking:
+        # All that reads balances waits for us; what reads only rewards is done and kept.
+        blocking.execute("LOCK TABLE balances")
+        killed = command(database, file)
+        wait_until(lambda: (before := read_verified(file)) is not None and len(before.done) > 1)
+        killed.kill()
+        assert killed.communicate()[0] == ""
+    before = read_verified(file)
+    assert before is not None
+    assert [finding.subject for finding in before.findings][:1] == ["r0-1"]
+
+    again = command(database, file)
+    assert sorted(json.loads(again.communicate()[0]), key=str) == sorted(found, key=str)
+    assert again.returncode == 1
 
 
 def test_what_a_killed_run_found_is_not_forgotten(database: Database, run: Run) -> None:
