@@ -13,12 +13,13 @@ from psycopg.conninfo import make_conninfo
 
 from ingress.documents import RULE, reading_again
 from ingress.mapping import Mapping, read_mapping
-from ingress.rebuilding import Books, Difference, Report, is_empty, rebuild
+from ingress.rebuilding import Books, Report, is_empty, rebuild
 from ledger import reading
 from ledger.cli_verify import run_verify
 from ledger.config import read_settings
 from ledger.database import Connection, Role, conninfo
 from ledger.money import Currency
+from ledger.operations.alike import Difference
 from ledger.operations.migrate import add_currency
 from ledger.operations.source import source
 from ledger.terminal import STATEMENT_SECONDS_MAX, AsJson, fail, progress, show

@@ -2,14 +2,12 @@
 
 Everything goes through the doors that it went through before: believed bytes are read as the
 webhook reads them and posted by ``ledger.writing``, corrections by ``ledger.correcting``, in commit
-order. Times, numbers and who was logged in are of the second time, so they are not compared.
+order.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, NamedTuple
-
-import psycopg
+from typing import NamedTuple
 
 from ingress.errors import NotAReward, NotJson
 from ingress.mapping import Mapping
@@ -19,28 +17,13 @@ from ledger.correcting import approve, propose, reverse
 from ledger.correction import Adjustment, CorrectionKind, Reversal
 from ledger.database import Connection
 from ledger.errors import LedgerError
+from ledger.operations.alike import Difference, Tell, compare, rows
 from ledger.operations.importing import WEBHOOK_TYPE
 from ledger.operations.verify import SNAPSHOT
 from ledger.reward import Reward
 from ledger.writing import BATCH_SIZE_MAX, Receipt, Status, post
 
-FETCHED_MAX = 1000
-
-
-class Difference(NamedTuple):
-    """Something in which the rebuilt books are not the original ones."""
-
-    table: str
-    row: str
-    """The row's key."""
-    column: str
-    """Empty when the row is missing in one of them, or could not be posted."""
-    original: str | None
-    rebuilt: str | None
-
-
 Report = Callable[[int, int], None]
-Tell = Callable[[Difference], None]
 
 
 class Books(NamedTuple):
@@ -61,8 +44,7 @@ async def rebuild(books: Books, mapping: Mapping, report: Report, tell: Tell) ->
         await books.original.execute(SNAPSHOT)
         await books.original.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         rewards = await _post_all(books, mapping, report, tell)
-        for table, query in _COMPARED.items():
-            await _compare(books, table, query, tell)
+        await compare(books.original, books.writer, tell)
     return rewards
 
 
@@ -127,7 +109,7 @@ async def _post_all(books: Books, mapping: Mapping, report: Report, tell: Tell) 
     row = await (await books.original.execute(_COUNT)).fetchone()
     of = row[0] if row else 0
     batch, done = _Batch(), 0
-    async for key, text, webhook_type, *corrected in _rows(books.original, _COMMITTED):
+    async for key, text, webhook_type, *corrected in rows(books.original, _COMMITTED):
         if text is None:
             await _post(books.writer, batch.take(), tell)
             await _correct(books.corrector, key, _Corrected(*corrected), tell)
@@ -224,95 +206,3 @@ def _adjustment(key: str, told: _Corrected) -> Adjustment:
         house.removeprefix(ADJUSTMENT.prefix),
         told.reason,
     )
-
-
-_REWARDS = """
-SELECT
-    reward_id, user_id, campaign_id, type, reward_type, reward_name,
-    trim_scale(reward_amount)::text AS reward_amount, currency, code, status, transaction_id,
-    reward_expires_at::text, reward_category, details::text, body, tnc::text, webhook_type,
-    encode(believed_bytes_sha256, 'hex') AS believed_bytes_sha256,
-    encode(fingerprint, 'hex') AS fingerprint
-FROM rewards
-ORDER BY reward_id
-"""
-
-_POSTINGS = """
-SELECT
-    concat(user_id, ' ', currency, ' v', version), user_id, currency, version,
-    reward_id, correction_key, debit_account, credit_account, amount::text, balance_after::text
-FROM postings
-ORDER BY user_id, currency, version
-"""
-
-_BALANCES = """
-SELECT
-    concat(account, ' ', currency), account, currency, debits::text, credits::text, version::text
-FROM balances
-ORDER BY account, currency
-"""
-
-_CORRECTIONS = """
-SELECT
-    correction_key, kind, reward_id, user_id, currency, debit_account, credit_account,
-    amount::text, reason, actor, approver
-FROM corrections
-ORDER BY correction_key
-"""
-
-_COMPARED = {
-    "rewards": (_REWARDS, slice(0, 1)),
-    "postings": (_POSTINGS, slice(1, 4)),
-    "balances": (_BALANCES, slice(1, 3)),
-    "corrections": (_CORRECTIONS, slice(0, 1)),
-}
-"""The rows of each table: first the name of a row, then its columns; and where its key stands."""
-
-
-async def _compare(books: Books, table: str, query: tuple[str, slice], tell: Tell) -> None:
-    """Both tables in the order of their keys, side by side: no more is held than a row of each."""
-    async with books.writer.transaction():
-        text, key = query
-        await books.writer.execute(SNAPSHOT)
-        await books.writer.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        names: list[str] = []
-        originals, rebuilt = _rows(books.original, text, names), _rows(books.writer, text)
-        ours, theirs = await anext(originals, None), await anext(rebuilt, None)
-        while ours is not None or theirs is not None:
-            if theirs is None or (ours is not None and ours[key] < theirs[key]):
-                if ours is None:
-                    raise AssertionError
-                tell(Difference(table, ours[0], "", "there", "missing"))
-                ours = await anext(originals, None)
-            elif ours is None or theirs[key] < ours[key]:
-                tell(Difference(table, theirs[0], "", "missing", "there"))
-                theirs = await anext(rebuilt, None)
-            else:
-                for difference in _differences(table, names, ours, theirs):
-                    tell(difference)
-                ours, theirs = await anext(originals, None), await anext(rebuilt, None)
-
-
-def _differences(
-    table: str, names: list[str], ours: tuple[Any, ...], theirs: tuple[Any, ...]
-) -> Iterator[Difference]:
-    if ours == theirs:
-        return
-    for name, original, rebuilt in zip(names, ours, theirs, strict=True):
-        if original != rebuilt:
-            # Whoever reads a terminal or the log of a build could redeem a code.
-            shown = (None, None) if name == "code" else (original, rebuilt)
-            yield Difference(table, ours[0], name, *shown)
-
-
-async def _rows(
-    connection: Connection, query: str, names: list[str] | None = None
-) -> AsyncIterator[tuple[Any, ...]]:
-    """The rows of ``query``, as they come; ``names`` takes the names of its columns."""
-    async with psycopg.AsyncServerCursor(connection, "rebuilding") as cursor:
-        cursor.itersize = FETCHED_MAX
-        await cursor.execute(query)
-        if names is not None:
-            names += [column.name for column in cursor.description or ()]
-        async for row in cursor:
-            yield row

@@ -147,7 +147,8 @@ UNION ALL
             )
     ) AS checked (rule, is_broken, expected, found)
     WHERE (
-        NOT is_sealed OR fingerprint IS DISTINCT FROM derived_fingerprint OR digest IS DISTINCT FROM derived_digest
+        NOT is_sealed OR fingerprint IS DISTINCT FROM derived_fingerprint
+        OR digest IS DISTINCT FROM derived_digest
         OR currency IS DISTINCT FROM posting_currency
         OR (
             currency IS NOT NULL AND (

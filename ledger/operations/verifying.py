@@ -90,7 +90,9 @@ async def verify_in_parts(
                 "is of other books, or a commit changed that it ends with: give another name"
             )
         elif before.reads_again != (read_again is not None):
-            raise UnusableState("was kept otherwise: --documents must be as it was, or give another name")
+            raise UnusableState(
+                "was kept otherwise: --documents must be as it was, or give another name"
+            )
         run = _Run(before, end, keep, report)
         parts = deque(run.parts(await list_users_since(connection, before.end.position)))
         if read_again is not None:
