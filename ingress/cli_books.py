@@ -46,7 +46,7 @@ def verify_(
     if not as_json:
         typer.echo(
             f"under “{RULE}”, read by INGRESS_MAPPING and INGRESS_DEFAULT_CURRENCY as they are set "
-            "here; where no other rule names a reward, it was posted under others"
+            "here: a reward that only this rule names was posted under other settings"
         )
     run_verify(state, whole=whole, as_json=as_json, reading=reading_documents)
 
@@ -89,17 +89,20 @@ def rebuild_(into: Annotated[str, typer.Option("--into")], as_json: AsJson = Fal
 
 
 async def _rebuild(url: str, target: str, mapping: Mapping, report: Report, shown: _Shown) -> int:
-    async def connect(stack: AsyncExitStack, url: str, role: Role, is_service: bool) -> Connection:
-        info = conninfo(
-            url, role, statement_seconds_max=STATEMENT_SECONDS_MAX, is_service=is_service
-        )
-        opened = await psycopg.AsyncConnection.connect(info, autocommit=True)
-        return await stack.enter_async_context(opened)
-
     async with AsyncExitStack() as stack:
-        original = await connect(stack, url, Role.READER, False)
-        writer = await connect(stack, target, Role.WRITER, True)
-        corrector = await connect(stack, target, Role.CORRECTOR, True)
+
+        async def connect(url: str, role: Role) -> Connection:
+            seconds, is_service = STATEMENT_SECONDS_MAX, role is not Role.READER
+            info = conninfo(url, role, statement_seconds_max=seconds, is_service=is_service)
+            opened = await psycopg.AsyncConnection.connect(info, autocommit=True)
+            return await stack.enter_async_context(opened)
+
+        original = await connect(url, Role.READER)
+        try:
+            writer = await connect(target, Role.WRITER)
+            corrector = await connect(target, Role.CORRECTOR)
+        except psycopg.OperationalError:
+            fail("Where the books shall be rebuilt nobody answers: create the database first.")
         if not await is_empty(writer):
             fail("Books are rebuilt into empty ones only: name a new database, and migrate it.")
         _add_currencies(target, await reading.list_currencies(original))

@@ -112,10 +112,13 @@ BEGIN
 END
 $$;
 
-SELECT
-    seal_rows('corrections'), seal_rows('currencies'), seal_rows('proposals'),
-    seal_rows('quarantine'), seal_rows('reconciliations'), seal_rows('sealing_keys'),
-    seal_rows('tallies');
+DO $$
+BEGIN
+    PERFORM seal_rows('corrections'), seal_rows('currencies'), seal_rows('proposals'),
+        seal_rows('quarantine'), seal_rows('reconciliations'), seal_rows('sealing_keys'),
+        seal_rows('tallies');
+END
+$$;
 
 REVOKE ALL ON FUNCTION
     reward_seal, posting_seal, commit_seal, row_seal, seal_row, seal_rows FROM PUBLIC;

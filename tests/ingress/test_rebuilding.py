@@ -180,3 +180,7 @@ def test_where_there_are_no_books_it_is_said_what_to_do(
     assert (done.returncode, done.stdout) == (1, "")
     assert "ledger migrate" in done.stderr
     assert done.stderr.count("\n") == 1
+    done = rebuild(database, "nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "create the database" in done.stderr
+    assert done.stderr.count("\n") == 1
