@@ -64,7 +64,7 @@ def run_verify(
     try:
         outcome = _verify(state, None if whole or not state else read_verified(state), reading)
     except UnusableState as error:
-        fail(f"{state} {error}, or say --whole.")
+        fail(f"{state} {error}.")
     show([finding._asdict() for finding in outcome.findings], as_json=as_json)
     if not as_json:
         typer.echo(in_words(outcome.tally))

@@ -43,7 +43,9 @@ def read_verified(path: Path) -> Verified | None:
     except OSError as error:
         raise UnusableState(f"cannot be read: {error.strerror}") from None
     except msgspec.DecodeError:
-        raise UnusableState("was not written by this version: give another name") from None
+        raise UnusableState(
+            "was not written by this version: give another name, or say --whole"
+        ) from None
 
 
 def write_verified(path: Path, verified: Verified | None) -> None:

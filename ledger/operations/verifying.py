@@ -87,11 +87,12 @@ async def verify_in_parts(
             before = await _beginning(connection, end, reads_again=read_again is not None)
         elif not await is_there(connection, before.end):
             raise UnusableState(
-                "is of other books, or a commit changed that it ends with: give another name"
+                "is of other books, or a commit changed that it ends with: "
+                "give another name, or say --whole"
             )
         elif before.reads_again != (read_again is not None):
             raise UnusableState(
-                "was kept otherwise: --documents must be as it was, or give another name"
+                "was kept otherwise: say --documents or not as before, or say --whole"
             )
         run = _Run(before, end, keep, report)
         parts = deque(run.parts(await list_users_since(connection, before.end.position)))
@@ -254,6 +255,9 @@ class _Run:
     async def do(self, conninfo: str, name: str, parts: deque[_Part], workers: int) -> None:
         """All ``parts``, by as many workers, each in the snapshot ``name``."""
         of = len(parts)
+        if not self._before.is_whole:
+            # What cannot be kept is known before anything was done in vain.
+            self._keep(self._kept)
 
         async def work() -> None:
             async with reading_snapshot(conninfo, name) as connection:

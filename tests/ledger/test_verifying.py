@@ -18,6 +18,7 @@ from ledger.operations.verified import UnusableState, Verified, read_verified, w
 from ledger.operations.verifying import Outcome, verify_in_parts
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
+from tests.ledger.test_cli import ledger
 from tests.ledger.test_serve import wait_until
 from tests.rewards import reward
 
@@ -326,6 +327,15 @@ def test_the_file_is_read_as_it_was_written(tmp_path: Path, database: Database, 
     assert [path.name for path in tmp_path.iterdir()] == ["verified.json"]
     write_verified(file, None)
     assert read_verified(file) is None
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_done(
+    database: Database, tmp_path: Path
+) -> None:
+    told = ledger(database, "verify", "--state", str(tmp_path / "no" / "verified.json"))
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "verified.json cannot be written: No such file or directory" in told.stderr
+    assert told.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"end": [1, 2]}', b"\xff"])
