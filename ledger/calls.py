@@ -48,6 +48,7 @@ SCOPES = {
     "GetReward": Scope.HISTORY,
     "ListCurrencyTotals": Scope.TOTALS,
     "WatchRewards": Scope.WATCH,
+    "ReverseReward": Scope.REVERSE,
 }
 """The scope that each method needs; a method that is not here cannot be served."""
 

@@ -20,12 +20,12 @@ from ledger import (
     page,
     reading,
 )
+from ledger.account import USER
 from ledger.config import InvalidSetting, read_serve_settings, read_settings
-from ledger.correcting import list_reversed
-from ledger.database import Connection
+from ledger.correction import Corrected
 from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
-from ledger.history import RecordedReward, RewardFilter, list_rewards
+from ledger.history import Booked, Line, RecordedReward, RewardFilter, list_history
 from ledger.money import CURRENCY_CODE, Currency
 from ledger.operations import migrate as migrating
 from ledger.operations import processes
@@ -180,33 +180,38 @@ def history(
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Show a user's rewards, newest first.
+    """Show a user's rewards and corrections, newest first.
 
     Example: ledger history testuser1 --limit 10
     """
     chosen = RewardFilter(user)
-
-    async def look(connection: Connection) -> tuple[list[RecordedReward], dict[str, str]]:
-        found = await list_rewards(connection, chosen, page.FIRST, limit)
-        reward_ids = [reward.reward_id for reward in found.rewards]
-        return found.rewards, await list_reversed(connection, reward_ids)
-
-    rewards, taken_back = ask(look)
-    show([_line(reward, taken_back.get(reward.reward_id)) for reward in rewards], as_json=as_json)
+    found = ask(lambda connection: list_history(connection, chosen, page.FIRST, limit))
+    show([_line(line) for line in found.lines], as_json=as_json)
 
 
-def _line(reward: RecordedReward, taken_back: str | None) -> dict[str, Any]:
-    booked = reward.posting
+def _line(line: Line) -> dict[str, Any]:
+    reward_id: str | None
+    kind: str | None
+    name: str | None
+    booked: Booked | Corrected | None
+    if isinstance(line, RecordedReward):
+        reward_id, kind, name = line.reward_id, line.type, line.reward_name
+        booked, taken_back = line.posting, line.reversed
+    else:
+        reward_id, kind, name = line.corrected.reward_id, line.corrected.kind, line.corrected.reason
+        booked, taken_back = line.corrected, None
+    # What was taken from the user has a minus here, where nobody looks at the accounts.
+    is_debited = booked is not None and booked.debit_account == USER.account(line.user_id)
     return {
-        "recorded": reward.recorded_at,
-        "reward": reward.reward_id,
-        "campaign": reward.campaign_id,
-        "type": reward.type,
-        "name": reward.reward_name,
-        "amount": booked.amount if booked else None,
-        "currency": booked.currency if booked else None,
-        "version": booked.version if booked else None,
-        "balance after": booked.balance_after if booked else None,
+        "recorded": line.recorded_at,
+        "reward": reward_id,
+        "campaign": line.campaign_id,
+        "type": kind,
+        "name": name,
+        "amount": booked and f"{'-' if is_debited else ''}{booked.amount}",
+        "currency": line.currency,
+        "version": booked and booked.version,
+        "balance after": booked and booked.balance_after,
         "reversed": taken_back,
     }
 

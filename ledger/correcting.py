@@ -6,7 +6,6 @@ who asks again with the same key and facts gets what stands there. Locks are tak
 totals. Everything here needs a connection of the corrector's role, in autocommit mode.
 """
 
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -366,20 +365,6 @@ async def list_corrections(connection: Connection, user_id: str, limit: int) -> 
     parameters = {"user_id": user_id, "limit": limit}
     cursor = await connection.execute(_LIST_CORRECTIONS, parameters)
     return [corrected(row) for row in await cursor.fetchall()]
-
-
-_LIST_REVERSED = """
-SELECT reward_id, sum(amount)::text
-FROM corrections
-WHERE reward_id = ANY(%(reward_ids)s)
-GROUP BY reward_id
-"""
-
-
-async def list_reversed(connection: Connection, reward_ids: Sequence[str]) -> dict[str, str]:
-    """How much was taken back of each of these rewards of which anything was, by rewardId."""
-    cursor = await connection.execute(_LIST_REVERSED, {"reward_ids": list(reward_ids)})
-    return {reward_id: plain(amount) for reward_id, amount in await cursor.fetchall()}
 
 
 def corrected(row: tuple[object, ...]) -> Corrected:

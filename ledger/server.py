@@ -24,6 +24,7 @@ from ledger.metrics import Load, Metrics
 from ledger.observing import Observer, observer_of
 from ledger.probes import Health, Probes
 from ledger.reading import BalanceKey, Reader
+from ledger.reversing import reversing
 from ledger.service import SERVICE, LedgerService
 
 MESSAGE_SIZE_MAX_BYTES = 256 * 1024
@@ -218,13 +219,14 @@ async def serve_until(
             stack.enter_context(exported(settings.metrics_bind, metrics.registry))
         pool = await stack.enter_async_context(Pool(url, Role.READER, size_max=POOL_SIZE_MAX))
         reader = Reader(pool, metrics.batch) if metrics is not None else Reader(pool)
+        reverse = await stack.enter_async_context(reversing(url)) if settings.corrects else None
         # A connection of its own: however much is asked, it can be said whether we serve.
         looking = make_conninfo(url, application_name=HEALTH_APPLICATION)
         health_pool = await stack.enter_async_context(Pool(looking, Role.READER, size_max=1))
         drains: list[asyncio.Task[None]] = []
         while not stop.is_set():
             server = create_server(
-                LedgerService(reader),
+                LedgerService(reader, reverse),
                 access=access,
                 observer=observer,
                 shares_port=shares_port,

@@ -69,6 +69,7 @@ FLOORS = [
     {"ledger.operations.verify"},
     {"ledger.watching"},
     {"ledger.service"},
+    {"ledger.reversing"},
     {"ledger.observing"},
     {"ledger.calls"},
     {"ledger.probes"},
@@ -228,7 +229,6 @@ def reached(module: str) -> set[str]:
         ("ledger.server", "ledger.writing"),
         ("ledger.operations.verify", "ledger.writing"),
         ("ledger.service", "ledger.correcting"),
-        ("ledger.server", "ledger.correcting"),
         ("ledger.operations.verify", "ledger.correcting"),
         ("ledger.operations.comparing", "ledger.writing"),
         ("ledger.operations.export", "ledger.writing"),
@@ -241,6 +241,15 @@ def reached(module: str) -> set[str]:
 )
 def test_some_do_not_know_each_other_even_over_others(module: str, stranger: str) -> None:
     assert stranger not in reached(module)
+
+
+def test_of_the_service_only_what_corrects_knows_a_door_into_the_books() -> None:
+    doors = {"ledger.correcting", "ledger.writing"}
+    of_the_service = {"ledger.server", *reached("ledger.server")} - doors
+    assert {(module, door) for module in of_the_service for door in imported(module) & doors} == {
+        ("ledger.reversing", "ledger.correcting")
+    }
+    assert [name for name in FILES if "ledger.reversing" in imported(name)] == ["ledger.server"]
 
 
 @pytest.mark.parametrize("noun", NOUNS)

@@ -14,34 +14,60 @@ needs.
 from ledger.client.clients import AsyncLedgerClient, LedgerClient
 from ledger.client.connection import Tls
 from ledger.client.errors import (
+    BalanceTooLow,
     BooksUnavailable,
     ClientError,
+    CorrectionsOff,
     DeadlineExceeded,
     FellBehind,
     InvalidArgument,
+    KeyConflict,
+    NothingToReverse,
     Overloaded,
     PermissionDenied,
     Refused,
     RewardNotFound,
     ServiceFault,
+    TooMuchToReverse,
     Unauthenticated,
     Unavailable,
     Unreachable,
 )
-from ledger.client.values import Balance, CurrencyTotals, Posting, Reward, RewardPage
-from ledger.client.watching import AsyncRewardWatch, RewardWatch
+from ledger.client.values import (
+    Balance,
+    Correction,
+    CorrectionKind,
+    CurrencyTotals,
+    Posting,
+    Reward,
+    RewardPage,
+)
+from ledger.client.watching import (
+    AsyncHistoryWatch,
+    AsyncRewardWatch,
+    HistoryWatch,
+    RewardWatch,
+)
 
 __all__ = [
+    "AsyncHistoryWatch",
     "AsyncLedgerClient",
     "AsyncRewardWatch",
     "Balance",
+    "BalanceTooLow",
     "BooksUnavailable",
     "ClientError",
+    "Correction",
+    "CorrectionKind",
+    "CorrectionsOff",
     "CurrencyTotals",
     "DeadlineExceeded",
     "FellBehind",
+    "HistoryWatch",
     "InvalidArgument",
+    "KeyConflict",
     "LedgerClient",
+    "NothingToReverse",
     "Overloaded",
     "PermissionDenied",
     "Posting",
@@ -52,6 +78,7 @@ __all__ = [
     "RewardWatch",
     "ServiceFault",
     "Tls",
+    "TooMuchToReverse",
     "Unauthenticated",
     "Unavailable",
     "Unreachable",
