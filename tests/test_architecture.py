@@ -131,6 +131,8 @@ EXACT = [
     "ledger.correcting",
     "ledger.reading",
     "ledger.history",
+    "ledger.requests",
+    "ledger.replies",
     "ledger.operations.rows",
     "ledger.operations.report",
     "ledger.operations.comparing",

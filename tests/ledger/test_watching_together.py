@@ -225,7 +225,7 @@ def test_a_place_in_large_books_is_found_by_index(database: Database, run: Run) 
                     before = await blocks(connection)
                     found = await commits.list_committed(connection, after)
                     assert len(found.lines) == 256
-                    assert await blocks(connection) - before < 2000
+                    assert await blocks(connection) - before < 3000
                     after = found.through
 
     run(main())
