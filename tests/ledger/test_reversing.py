@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import psycopg
 import pytest
@@ -58,8 +59,11 @@ class Service:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._calls = LedgerServiceStub(channel)
 
-    async def reverse(self, caller: str = "ann", **fields: Any) -> pb.Correction:
-        call = self._calls.ReverseReward(asked(**fields), metadata=token(caller), timeout=30)
+    async def reverse(
+        self, caller: str = "ann", seconds_max: float = SECONDS_MAX, **fields: Any
+    ) -> pb.Correction:
+        request = asked(**fields)
+        call = self._calls.ReverseReward(request, metadata=token(caller), timeout=seconds_max)
         return (await call).correction
 
     async def reward(self, reward_id: str = "reward-1") -> pb.Reward:
@@ -281,6 +285,24 @@ def test_a_commit_of_which_nobody_heard_is_asked_for_again_and_posted_once(
 
     with Wire(socket, writes=b"COMMIT\0") as wire:
         run(main(wire))
+
+
+def test_whoever_did_not_wait_for_the_answer_asks_again_under_the_same_key(
+    database: Database, run: Run, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        await posted(database, reward())
+        async with correcting(database, tmp_path) as service:
+            with psycopg.connect(database.url()) as connection:
+                connection.execute("SELECT FROM balances FOR UPDATE")
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await service.reverse(seconds_max=0.3)
+                assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert (await service.reverse()).posting.version == 2
+            assert (await service.balance()).version == 2
+        await hold(database)
+
+    run(main())
 
 
 @KINDS
