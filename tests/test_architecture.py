@@ -73,6 +73,7 @@ FLOORS = [
     {"ledger.observing"},
     {"ledger.calls"},
     {"ledger.probes"},
+    {"ledger.listening"},
     {"ledger.server"},
     {"ledger.operations"},
     {"ledger.terminal"},

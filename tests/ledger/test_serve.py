@@ -442,8 +442,8 @@ def test_what_cannot_be_started_is_tried_again(caplog: pytest.LogCaptureFixture)
 def test_an_old_connection_is_closed_and_its_calls_go_on_over_the_next(
     database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ledger.server.CONNECTION_AGE_MAX_SECONDS", 1)
-    monkeypatch.setattr("ledger.server.CONNECTION_AGE_GRACE_SECONDS", 1)
+    monkeypatch.setattr("ledger.listening.CONNECTION_AGE_MAX_SECONDS", 1)
+    monkeypatch.setattr("ledger.listening.CONNECTION_AGE_GRACE_SECONDS", 1)
 
     async def main() -> None:
         await one_reward(database)

@@ -339,7 +339,7 @@ def test_a_connection_is_told_how_many_calls_it_may_have_open(database: Database
 def test_a_connection_that_never_begins_is_closed(
     database: Database, run: Run, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("ledger.server.HANDSHAKE_SECONDS_MAX", 1)
+    monkeypatch.setattr("ledger.listening.HANDSHAKE_SECONDS_MAX", 1)
 
     async def main() -> None:
         port = free_port()
