@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import psycopg
 import typer
 
+from ingress import cli_books
 from ingress.app import keep_spooled
 from ingress.config import read_database_url
 from ingress.errors import NotAReward, NotJson
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+cli_books.add_to(app)
 
 
 def main() -> None:

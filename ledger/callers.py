@@ -36,6 +36,7 @@ class Scope(StrEnum):
     HISTORY = "history"
     TOTALS = "totals"
     WATCH = "watch"
+    REVERSE = "reverse"
     CODES = "codes"
     """Coupon codes, where rewards are told; opens nothing by itself."""
 
@@ -47,8 +48,8 @@ class Caller(NamedTuple):
     scopes: frozenset[Scope]
 
 
-ANYBODY = Caller("anybody", frozenset(Scope))
-"""Who asks where nobody has to say who they are."""
+ANYBODY = Caller("anybody", frozenset(Scope) - {Scope.REVERSE})
+"""Who asks where nobody has to say who they are. Who corrects is kept in the books by name."""
 NOBODY = Caller("nobody", frozenset())
 
 calling: ContextVar[Caller] = ContextVar("calling", default=NOBODY)

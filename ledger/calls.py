@@ -50,6 +50,7 @@ SCOPES = {
     "ListMovements": Scope.TOTALS,
     "GetTrialBalance": Scope.TOTALS,
     "WatchRewards": Scope.WATCH,
+    "ReverseReward": Scope.REVERSE,
 }
 """The scope that each method needs; a method that is not here cannot be served."""
 

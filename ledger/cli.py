@@ -16,25 +16,23 @@ from ledger import (
     cli_finance,
     cli_quarantine,
     cli_reconcile,
+    cli_verify,
     page,
     reading,
 )
+from ledger.account import USER
 from ledger.config import InvalidSetting, read_serve_settings, read_settings
-from ledger.correcting import list_reversed
-from ledger.database import Connection
+from ledger.correction import Corrected
 from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
-from ledger.history import RecordedReward, RewardFilter, list_rewards
+from ledger.history import Booked, Line, RecordedReward, RewardFilter, list_history
 from ledger.money import CURRENCY_CODE, Currency
 from ledger.operations import migrate as migrating
 from ledger.operations import processes
 from ledger.operations import run as running
 from ledger.operations import serve as serving
 from ledger.operations.source import source
-from ledger.operations.verify import Finding, in_words
-from ledger.operations.verify import verify as find
-from ledger.tallying import Tally, total
-from ledger.terminal import AsJson, AsOf, ask, fail, show, time_as_of
+from ledger.terminal import AsJson, AsOf, ask, become_ingress, fail, json_option, show, time_as_of
 
 app = typer.Typer(
     help="The reward ledger: signed CustomerGlu rewards in, double-entry balances out.",
@@ -56,6 +54,8 @@ cli_finance.add_to(app)
 app.command("reverse")(cli_correct.reverse_)
 app.command()(cli_correct.corrections)
 app.add_typer(cli_correct.adjustments, name="adjust")
+app.command()(cli_verify.verify)
+app.command()(cli_verify.rebuild)
 
 
 def main() -> None:
@@ -173,55 +173,40 @@ def history(
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Show a user's rewards, newest first.
+    """Show a user's rewards and corrections, newest first.
 
     Example: ledger history testuser1 --limit 10
     """
     chosen = RewardFilter(user)
-
-    async def look(connection: Connection) -> tuple[list[RecordedReward], dict[str, str]]:
-        found = await list_rewards(connection, chosen, page.FIRST, limit)
-        reward_ids = [reward.reward_id for reward in found.rewards]
-        return found.rewards, await list_reversed(connection, reward_ids)
-
-    rewards, taken_back = ask(look)
-    show([_line(reward, taken_back.get(reward.reward_id)) for reward in rewards], as_json=as_json)
+    found = ask(lambda connection: list_history(connection, chosen, page.FIRST, limit))
+    show([_line(line) for line in found.lines], as_json=as_json)
 
 
-def _line(reward: RecordedReward, taken_back: str | None) -> dict[str, Any]:
-    booked = reward.posting
+def _line(line: Line) -> dict[str, Any]:
+    reward_id: str | None
+    kind: str | None
+    name: str | None
+    booked: Booked | Corrected | None
+    if isinstance(line, RecordedReward):
+        reward_id, kind, name = line.reward_id, line.type, line.reward_name
+        booked, taken_back = line.posting, line.reversed
+    else:
+        reward_id, kind, name = line.corrected.reward_id, line.corrected.kind, line.corrected.reason
+        booked, taken_back = line.corrected, None
+    # What was taken from the user has a minus here, where nobody looks at the accounts.
+    is_debited = booked is not None and booked.debit_account == USER.account(line.user_id)
     return {
-        "recorded": reward.recorded_at,
-        "reward": reward.reward_id,
-        "campaign": reward.campaign_id,
-        "type": reward.type,
-        "name": reward.reward_name,
-        "amount": booked.amount if booked else None,
-        "currency": booked.currency if booked else None,
-        "version": booked.version if booked else None,
-        "balance after": booked.balance_after if booked else None,
+        "recorded": line.recorded_at,
+        "reward": reward_id,
+        "campaign": line.campaign_id,
+        "type": kind,
+        "name": name,
+        "amount": booked and f"{'-' if is_debited else ''}{booked.amount}",
+        "currency": line.currency,
+        "version": booked and booked.version,
+        "balance after": booked and booked.balance_after,
         "reversed": taken_back,
     }
-
-
-@app.command()
-def verify(as_json: AsJson = False) -> None:
-    """Derive every balance, version and total again; name each difference, exit 1 if there is one.
-
-    Example: ledger verify
-    """
-
-    async def look(connection: Connection) -> tuple[list[Finding], Tally]:
-        return await find(connection), await total(connection)
-
-    findings, tally = ask(look)
-    show([finding._asdict() for finding in findings], as_json=as_json)
-    if not as_json:
-        typer.echo(in_words(tally))
-    if findings:
-        raise SystemExit(1)
-    if not as_json:
-        typer.echo("the books hold: nothing found")
 
 
 @mappings.command("check")
@@ -230,17 +215,7 @@ def mapping_check(file: Path, body: Path, as_json: AsJson = False) -> None:
 
     Example: ledger mapping check mapping.toml body.json
     """
-    _become_ingress("mapping-check", str(file), str(body), *_json_option(as_json))
-
-
-def _json_option(as_json: bool) -> list[str]:
-    return ["--json"] if as_json else []
-
-
-def _become_ingress(*arguments: str) -> None:
-    # `ledger` does not import `ingress`: this process becomes it.
-    command = [sys.executable, "-m", "ingress", *arguments]
-    os.execv(sys.executable, command)  # noqa: S606 - our own interpreter
+    become_ingress("mapping-check", str(file), str(body), *json_option(as_json))
 
 
 @spools.command("status")
@@ -249,7 +224,7 @@ def spool_status(as_json: AsJson = False) -> None:
 
     Example: INGRESS_SPOOL=/var/spool/ledger ledger spool status --json
     """
-    _become_ingress("spool-status", *_json_option(as_json))
+    become_ingress("spool-status", *json_option(as_json))
 
 
 @spools.command("drain")
@@ -260,7 +235,7 @@ def spool_drain() -> None:
 
     Example: INGRESS_SPOOL=/var/spool/ledger ledger spool drain
     """
-    _become_ingress("spool-drain")
+    become_ingress("spool-drain")
 
 
 @currencies.command("add")

@@ -1,6 +1,7 @@
-"""Commits that brought rewards: where their order ends, what follows a place, who is told of them.
+"""Commits that brought something: where their order ends, what follows a place, who is told.
 
-Every database transaction that brings rewards takes its position just before its commit, and
+Every database transaction that brings rewards or corrections takes its position just before its
+commit, and
 positions become visible in their order (``migrations/0004_watching.sql``). So there is one commit
 order, the same for everybody and for ever; along an account its versions ascend; and a place in
 it is all that a watcher needs to go on, in this process or in another.
@@ -14,7 +15,7 @@ import psycopg
 
 from ledger.database import Connection
 from ledger.errors import DatabaseUnavailable, InvalidArgument
-from ledger.history import RecordedReward, recorded_reward
+from ledger.history import Line, line_of
 from ledger.place import BEGINNING, Place
 
 STRETCH_SIZE_MAX = 256
@@ -23,23 +24,23 @@ STRETCH_LENGTH_MAX = 128 * 1024
 
 
 class Committed(NamedTuple):
-    """A reward and its place."""
+    """A reward or a correction, and its place."""
 
     place: Place
-    reward: RecordedReward
+    line: Line
 
 
 class Stretch:
-    """Rewards that follow each other in commit order without a gap; perhaps none."""
+    """What follows each other in commit order without a gap; perhaps nothing."""
 
     def __init__(
-        self, after: Place, rewards: Sequence[Committed] = (), *, was_cut: bool = False
+        self, after: Place, lines: Sequence[Committed] = (), *, was_cut: bool = False
     ) -> None:
         self.after = after
-        self.rewards = rewards
+        self.lines = lines
         self.was_cut = was_cut
         """Whether more was there already."""
-        self.through = rewards[-1].place if rewards else after
+        self.through = lines[-1].place if lines else after
         """Where those stand who have taken it."""
         self.made: dict[object, Any] = {}
         """What watchers made of it, so that one makes it for all."""
@@ -48,8 +49,8 @@ class Stretch:
         """What of it lies beyond ``place``."""
         if place <= self.after:
             return self
-        start = bisect_right(self.rewards, place, key=lambda committed: committed.place)
-        return Stretch(place, self.rewards[start:])
+        start = bisect_right(self.lines, place, key=lambda committed: committed.place)
+        return Stretch(place, self.lines[start:])
 
 
 _GET_END = """
@@ -90,23 +91,52 @@ async def check_place(connection: Connection, place: Place) -> None:
         raise InvalidArgument("token", "is of other books, or of what a restore undid")
 
 
+# As in `ledger.history`, but each kind with its own posting: what is watched is read in bulk. The
+# order of the corrections leaves their own index alone to be used, also while there are none.
 _LIST_COMMITTED = """
 SELECT
-    commits.position, rewards.number, commits.committed_at,
-    rewards.number, rewards.reward_id, rewards.user_id, rewards.campaign_id, rewards.type,
-    rewards.reward_type, rewards.reward_name, rewards.status, rewards.transaction_id,
-    rewards.reward_category, rewards.details::text, rewards.reward_expires_at,
-    rewards.recorded_at, rewards.code, postings.debit_account, postings.credit_account,
-    postings.currency, postings.amount::text, postings.version, postings.balance_after::text,
-    postings.posted_at
+    position, number, committed_at,
+    number, reward_id, user_id, campaign_id, type, reward_type, reward_name, status,
+    transaction_id, reward_category, details, reward_expires_at, recorded_at, code, debit_account,
+    credit_account, currency, amount, version, balance_after, posted_at, reversed, correction_key,
+    kind, reason, actor, approver
 FROM commits
-JOIN rewards
-    ON rewards.written_by = commits.written_by
-    AND rewards.number BETWEEN commits.first_number AND commits.last_number
-LEFT JOIN postings ON postings.reward_id = rewards.reward_id
-WHERE commits.position >= %(position)s
-  AND (commits.position, rewards.number) > (%(position)s, %(number)s)
-ORDER BY commits.position, rewards.number
+CROSS JOIN LATERAL (
+    SELECT
+        rewards.number, rewards.reward_id, rewards.user_id, campaign_id, type, reward_type,
+        reward_name, status, transaction_id, reward_category, details::text, reward_expires_at,
+        recorded_at, code, debit_account, credit_account, postings.currency, amount::text, version,
+        balance_after::text, posted_at,
+        (
+            SELECT round(sum(amount), scale(postings.amount))::text
+            FROM corrections WHERE reward_id = rewards.reward_id
+        ) AS reversed,
+        NULL AS correction_key, NULL AS kind, NULL AS reason, NULL AS actor, NULL AS approver
+    FROM rewards
+    LEFT JOIN postings ON postings.reward_id = rewards.reward_id
+    WHERE rewards.written_by = commits.written_by
+      AND rewards.number BETWEEN commits.first_number AND commits.last_number
+      AND (commits.position, rewards.number) > (%(position)s, %(number)s)
+    UNION ALL
+    SELECT
+        mended.number, mended.reward_id, mended.user_id, campaign_id, type, NULL, NULL, NULL, NULL,
+        NULL, NULL, NULL, mended.recorded_at, NULL, debit_account, credit_account,
+        postings.currency, amount::text, version, balance_after::text, posted_at, NULL,
+        mended.correction_key, kind, reason, actor, approver
+    FROM (
+        SELECT
+            number, correction_key, reward_id, user_id, recorded_at, kind, reason, actor, approver
+        FROM corrections
+        WHERE written_by = commits.written_by
+          AND number BETWEEN commits.first_number AND commits.last_number
+          AND (commits.position, number) > (%(position)s, %(number)s)
+        ORDER BY number
+    ) AS mended
+    JOIN postings ON postings.correction_key = mended.correction_key
+    LEFT JOIN rewards ON rewards.reward_id = mended.reward_id
+) AS lines
+WHERE position >= %(position)s
+ORDER BY position, number
 LIMIT %(limit)s
 """
 
@@ -120,15 +150,15 @@ async def list_committed(connection: Connection, after: Place) -> Stretch:
     limit = STRETCH_SIZE_MAX
     parameters = {"position": after.position, "number": after.number, "limit": limit}
     cursor = await connection.execute(_LIST_COMMITTED, parameters)
-    rewards: list[Committed] = []
+    lines: list[Committed] = []
     length = 0
     for row in await cursor.fetchall():
-        reward = recorded_reward(row[3:])
-        length += sum(len(told) for told in reward if isinstance(told, str))
-        if rewards and length > STRETCH_LENGTH_MAX:
-            return Stretch(after, rewards, was_cut=True)
-        rewards.append(Committed(Place._make(row[:3]), reward))
-    return Stretch(after, rewards, was_cut=len(rewards) == limit)
+        line = line_of(row[3:])
+        length += line.length
+        if lines and length > STRETCH_LENGTH_MAX:
+            return Stretch(after, lines, was_cut=True)
+        lines.append(Committed(Place._make(row[:3]), line))
+    return Stretch(after, lines, was_cut=len(lines) == limit)
 
 
 _LISTEN = "LISTEN ledger_commits"

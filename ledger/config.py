@@ -83,15 +83,27 @@ class ServeSettings:
     """``LEDGER_HEALTH_BIND``: where health alone is served too, without TLS; nowhere if unset."""
     metrics_bind: str | None = None
     """``LEDGER_METRICS_BIND``: where ``/metrics`` is served; nowhere if empty."""
+    corrects: bool = False
+    """``LEDGER_CORRECTIONS``: whether callers may correct, ``on`` or ``off``."""
 
 
 def read_serve_settings(environment: Mapping[str, str] = os.environ) -> ServeSettings:
     """The settings of the gRPC service; raises ``InvalidSetting``."""
+    access = read_access_settings(environment)
+    corrections = environment.get("LEDGER_CORRECTIONS") or "off"
+    if corrections not in {"on", "off"}:
+        raise InvalidSetting("LEDGER_CORRECTIONS", "must be on or off")
+    if corrections == "on" and access.callers is None:
+        raise InvalidSetting(
+            "LEDGER_CORRECTIONS",
+            "needs LEDGER_CALLERS beside it: who corrects is kept in the books by name",
+        )
     return ServeSettings(
-        access=read_access_settings(environment),
+        access=access,
         log=read_log_settings(environment, "LEDGER_LOG", "LEDGER_LOG_KEY"),
         health_bind=address_or_none(environment, "LEDGER_HEALTH_BIND", ""),
         metrics_bind=address_or_none(environment, "LEDGER_METRICS_BIND", "127.0.0.1:9465"),
+        corrects=corrections == "on",
     )
 
 

@@ -6,7 +6,6 @@ who asks again with the same key and facts gets what stands there. Locks are tak
 the periods' totals. Everything here needs a connection of the corrector's role, in autocommit mode.
 """
 
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -283,11 +282,12 @@ held AS (
 posted AS (
     INSERT INTO postings (
         user_id, currency, version, correction_key, debit_account, credit_account, amount,
-        balance_after, posted_at
+        balance_after, posted_at, seal
     )
     SELECT
         %(user_id)s, %(currency)s, version, %(key)s, %(debit_account)s, %(credit_account)s,
-        (SELECT sum(debit) FROM legs), balance, posted_at
+        (SELECT sum(debit) FROM legs), balance, posted_at,
+        hash_record_extended(ROW(%(key)s::text, posted_at), 0)
     FROM held
     WHERE account = 'user:' || %(user_id)s
     RETURNING
@@ -395,20 +395,6 @@ async def list_corrections(connection: Connection, user_id: str, limit: int) -> 
     parameters = {"user_id": user_id, "limit": limit}
     cursor = await connection.execute(_LIST_CORRECTIONS, parameters)
     return [corrected(row) for row in await cursor.fetchall()]
-
-
-_LIST_REVERSED = """
-SELECT reward_id, sum(amount)::text
-FROM corrections
-WHERE reward_id = ANY(%(reward_ids)s)
-GROUP BY reward_id
-"""
-
-
-async def list_reversed(connection: Connection, reward_ids: Sequence[str]) -> dict[str, str]:
-    """How much was taken back of each of these rewards of which anything was, by rewardId."""
-    cursor = await connection.execute(_LIST_REVERSED, {"reward_ids": list(reward_ids)})
-    return {reward_id: plain(amount) for reward_id, amount in await cursor.fetchall()}
 
 
 def corrected(row: tuple[object, ...]) -> Corrected:

@@ -16,6 +16,7 @@
     │   ├── SamePerson           who proposed it may not approve it
     │   ├── Unauthenticated      nobody knows who asks
     │   ├── PermissionDenied     who asks is known, and may not; carries the scope
+    │   ├── CorrectionsOff       who serves here was not set up to correct
     │   └── BrokenRule           a rule of the database refused the rows
     └── Unavailable              asking again may help
         ├── DatabaseUnavailable  Postgres cannot be asked, or did not answer
@@ -109,6 +110,10 @@ class PermissionDenied(Refused):
     def __init__(self, scope: str) -> None:
         super().__init__(scope)
         self.scope = scope
+
+
+class CorrectionsOff(Refused):
+    """The service was not set up to correct anything."""
 
 
 class BrokenRule(Refused):

@@ -8,12 +8,17 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 
 from ledger.errors import (
+    BalanceTooLow,
+    CorrectionsOff,
     DeadlineExceeded,
     FellBehind,
+    IdempotencyConflict,
     InvalidArgument,
+    NothingToReverse,
     Overloaded,
     PermissionDenied,
     RewardNotFound,
+    TooMuchToReverse,
     Unauthenticated,
     Unavailable,
 )
@@ -47,6 +52,27 @@ PROBLEMS: dict[type[Exception], Problem] = {
     RewardNotFound: Problem(
         grpc.StatusCode.NOT_FOUND, "REWARD_NOT_FOUND", "no reward has this reward_id"
     ),
+    NothingToReverse: Problem(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "NOTHING_TO_REVERSE",
+        "the reward posted nothing, or all of it was taken back",
+    ),
+    TooMuchToReverse: Problem(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "TOO_MUCH_TO_REVERSE",
+        "less is left of what the reward credited",
+    ),
+    BalanceTooLow: Problem(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "BALANCE_TOO_LOW",
+        "the user's balance would go below zero",
+    ),
+    IdempotencyConflict: Problem(
+        grpc.StatusCode.ALREADY_EXISTS, "KEY_CONFLICT", "the key stands for another correction"
+    ),
+    CorrectionsOff: Problem(
+        grpc.StatusCode.UNIMPLEMENTED, "CORRECTIONS_OFF", "this service corrects nothing"
+    ),
     Overloaded: Problem(
         grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "too much is waiting already"
     ),
@@ -77,6 +103,10 @@ def problem_of(error: BaseException, token: str = "") -> tuple[Problem, RpcStatu
     info = ErrorInfo(reason=problem.reason, domain=DOMAIN)
     if isinstance(error, PermissionDenied):
         info.metadata["scope"] = error.scope
+    if isinstance(error, TooMuchToReverse):
+        info.metadata["left"] = error.left
+    if isinstance(error, BalanceTooLow):
+        info.metadata["balance"] = error.balance
     if token:
         info.metadata["token"] = token
     status.details.add().Pack(info)

@@ -13,7 +13,7 @@ from ledger.account import USER
 from ledger.coalescing import Coalescer
 from ledger.database import Connection, Pool, array
 from ledger.errors import Overloaded
-from ledger.history import RecordedReward, RewardFilter, RewardPage, get_reward, list_rewards
+from ledger.history import HistoryPage, RecordedReward, RewardFilter, get_reward, list_history
 from ledger.money import Currency, plain
 from ledger.seal import Seal
 
@@ -26,7 +26,7 @@ LONG_QUESTIONS_MAX = 2
 TURN_SECONDS_MAX = 1.0
 """How long such a question waits for those before it."""
 LOOKED_AT_MAX = 5000
-"""How many of a user's rewards a page looks at, however few of them are asked for."""
+"""How many lines of a user's history a page looks at, however few of them are asked for."""
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -118,16 +118,16 @@ class Reader:
         """The user's balances in every currency that it was credited in until then, by currency."""
         return await self.ask(list_balances, user_id, as_of)
 
-    async def rewards(
+    async def history(
         self, chosen: RewardFilter, before: int, limit: int, length_max: int
-    ) -> RewardPage:
-        """At most ``limit`` rewards, newest first, whose number is less than ``before``.
+    ) -> HistoryPage:
+        """At most ``limit`` lines, newest first, whose number is less than ``before``.
 
         Fewer, perhaps none, when they are large or when many had to be passed over. Raises
         ``Overloaded`` when too many such questions are asked already.
         """
         return await self.ask_in_turn(
-            list_rewards,
+            list_history,
             chosen,
             before,
             limit,

@@ -1,17 +1,22 @@
 """What is asked: from a request's fields to values; ``InvalidArgument`` names the field."""
 
+import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ledger.errors import InvalidArgument
-from ledger.history import RecordedReward, RewardFilter
-from ledger.money import CURRENCY_CODE
+from ledger.correction import Reversal
+from ledger.errors import InvalidAmount, InvalidArgument
+from ledger.history import Line, RewardFilter
+from ledger.money import CURRENCY_CODE, exact
 from ledger.reading import BalanceKey
 from ledger.reward import IDENTIFIER_LENGTH_MAX
 from ledger.v1 import ledger_pb2 as pb
+
+REASON_LENGTH_MAX = 1000
 
 
 def balance_key(user_id: str, currency: str) -> BalanceKey:
@@ -85,8 +90,8 @@ def history_filter(request: pb.ListRewardsRequest) -> RewardFilter:
     )
 
 
-def choice(request: pb.WatchRewardsRequest) -> Callable[[RecordedReward], bool] | None:
-    """Whether a reward is asked for; ``None`` when every one is."""
+def choice(request: pb.WatchRewardsRequest) -> Callable[[Line], bool] | None:
+    """Whether a line of the books is asked for; ``None`` when every one is."""
     user_id = identifier(request.user_id, "user_id") if request.user_id else None
     currency = currency_code(request.currency, "currency") if request.currency else None
     campaign_id = identifier(request.campaign_id, "campaign_id") if request.campaign_id else None
@@ -94,12 +99,41 @@ def choice(request: pb.WatchRewardsRequest) -> Callable[[RecordedReward], bool] 
     if user_id is currency is campaign_id is type_ is None:
         return None
 
-    def is_chosen(reward: RecordedReward) -> bool:
+    def is_chosen(line: Line) -> bool:
         return (
-            user_id in {None, reward.user_id}
-            and campaign_id in {None, reward.campaign_id}
-            and type_ in {None, reward.type}
-            and currency in {None, reward.posting and reward.posting.currency}
+            user_id in {None, line.user_id}
+            and campaign_id in {None, line.campaign_id}
+            and type_ in {None, line.type}
+            and currency in {None, line.currency}
         )
 
     return is_chosen
+
+
+_AMOUNT = re.compile(r"[0-9]{1,40}(\.[0-9]{1,40})?", re.ASCII)
+
+
+def reversal(request: pb.ReverseRewardRequest, actor: str) -> Reversal:
+    """What is to be taken back, and why; ``actor`` is who asks for it."""
+    reason = request.reason
+    if not reason.strip() or len(reason) > REASON_LENGTH_MAX or "\0" in reason:
+        raise InvalidArgument(
+            "reason", f"is not 1 to {REASON_LENGTH_MAX} characters, or holds a NUL or only spaces"
+        )
+    return Reversal(
+        key=identifier(request.key, "key"),
+        reward_id=identifier(request.reward_id, "reward_id"),
+        amount=_amount(request.amount) if request.amount else None,
+        reason=reason,
+        actor=actor,
+    )
+
+
+def _amount(text: str) -> Decimal:
+    try:
+        amount = exact(Decimal(text)) if _AMOUNT.fullmatch(text) else Decimal(0)
+    except InvalidAmount:
+        amount = Decimal(0)
+    if not amount:
+        raise InvalidArgument("amount", "is not an amount above zero")
+    return amount

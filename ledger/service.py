@@ -1,17 +1,26 @@
-"""Request → reading → reply."""
+"""Request → reading → reply; of what changes the books, only what was asked to be corrected."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ledger import page, place, replies
 from ledger.callers import Scope, calling
 from ledger.commits import Committed, Stretch
-from ledger.errors import InvalidArgument
+from ledger.correction import Corrected, Reversal
+from ledger.errors import CorrectionsOff, InvalidAmount, InvalidArgument
 from ledger.reading import PastBalanceKey, Reader
 from ledger.replies import write_balance
-from ledger.requests import balance_key, balance_keys, choice, history_filter, identifier, time_of
+from ledger.requests import (
+    balance_key,
+    balance_keys,
+    choice,
+    history_filter,
+    identifier,
+    reversal,
+    time_of,
+)
 from ledger.seal import Seal
 from ledger.service_finance import FinanceService
 from ledger.v1 import ledger_pb2 as pb
@@ -23,6 +32,14 @@ PAGE_SIZE = 50
 PAGE_SIZE_MAX = 1000
 PAGE_SIZE_MAX_BYTES = 2 * 1024 * 1024
 """A longer page ends early: gRPC clients refuse messages over 4 MiB, and would refuse it again."""
+
+
+class Reverse(Protocol):
+    """What takes back; see ``ledger.correcting.reverse`` for what it raises."""
+
+    def __call__(self, reversal: Reversal, *, may_go_below_zero: bool) -> Awaitable[Corrected]:
+        """The correction that stands in the books under the key of ``reversal`` now."""
+        ...
 
 
 class Part(NamedTuple):
@@ -38,8 +55,10 @@ class LedgerService(FinanceService):
     They raise ``LedgerError``; ``ledger.problems`` has the status for it.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, reverse: Reverse | None = None) -> None:
+        """Without ``reverse`` nothing is corrected."""
         super().__init__(reader)
+        self._reverse = reverse
         self._feed = Feed(reader.ask, reader.connection_besides)
 
     async def get_balance(self, request: pb.GetBalanceRequest) -> pb.GetBalanceResponse:
@@ -80,25 +99,25 @@ class LedgerService(FinanceService):
         return response
 
     async def list_rewards(self, request: pb.ListRewardsRequest) -> pb.ListRewardsResponse:
-        """A page of a user's rewards, newest first."""
+        """A page of a user's rewards and corrections, newest first."""
         chosen = history_filter(request)
         if request.page_size < 0:
             raise InvalidArgument("page_size", "is negative")
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
         seal = await self._reader.seal()
         before = page.start(seal, request.page_token, chosen)
-        found = await self._reader.rewards(chosen, before, size, PAGE_SIZE_MAX_BYTES)
+        found = await self._reader.history(chosen, before, size, PAGE_SIZE_MAX_BYTES)
         response = pb.ListRewardsResponse()
         below, last = found.below, before
         size_bytes = 0
-        for reward in found.rewards:
-            reply = replies.reward(reward)
-            size_bytes += reply.ByteSize()
-            if response.rewards and size_bytes > PAGE_SIZE_MAX_BYTES:
+        for line in found.lines:
+            told = replies.line(line, len(response.rewards))
+            size_bytes += told.ByteSize()
+            if last != before and size_bytes > PAGE_SIZE_MAX_BYTES:
                 below = last
                 break
-            response.rewards.append(reply)
-            last = reward.number
+            replies.add(response, told)
+            last = line.number
         if below is not None:
             response.next_page_token = page.token(seal, below, chosen)
         return response
@@ -126,10 +145,24 @@ class LedgerService(FinanceService):
             ]
         )
 
+    async def reverse_reward(self, request: pb.ReverseRewardRequest) -> pb.ReverseRewardResponse:
+        """Take back what a reward credited, in the name of whoever asks."""
+        if self._reverse is None:
+            raise CorrectionsOff
+        asked = reversal(request, actor=calling.get().name)
+        try:
+            found = await self._reverse(asked, may_go_below_zero=request.allow_negative)
+        except InvalidAmount:
+            raise InvalidArgument("amount", "has more decimals than its currency") from None
+        return pb.ReverseRewardResponse(correction=replies.correction(found))
+
     async def watch_rewards(
         self, request: pb.WatchRewardsRequest, end: Callable[[Exception], None]
     ) -> AsyncGenerator[Part, None]:
-        """Rewards as they are committed; ``end`` is called to end it while it is not asking."""
+        """Rewards and corrections as they are committed.
+
+        ``end`` is called to end it while it is not asking.
+        """
         is_chosen = choice(request)
         seal = await self._reader.seal()
         start = place.BEGINNING if request.from_beginning else None
@@ -142,9 +175,9 @@ class LedgerService(FinanceService):
                 if is_chosen is None:
                     yield _shared_part(seal, stretch)
                     continue
-                chosen = [each for each in stretch.rewards if is_chosen(each.reward)]
+                chosen = [each for each in stretch.lines if is_chosen(each.line)]
                 # Now and then also when all is passed over: a token must not grow old.
-                if chosen or not stretch.rewards or loop.time() >= is_due_at:
+                if chosen or not stretch.lines or loop.time() >= is_due_at:
                     is_due_at = loop.time() + HEARTBEAT_SECONDS
                     yield _part(seal, stretch, chosen)
 
@@ -153,12 +186,14 @@ def _shared_part(seal: Seal, stretch: Stretch) -> Part:
     """Made once for all who may see the same of it."""
     key = Scope.CODES in calling.get().scopes
     if key not in stretch.made:
-        stretch.made[key] = _part(seal, stretch, stretch.rewards)
+        stretch.made[key] = _part(seal, stretch, stretch.lines)
     part: Part = stretch.made[key]
     return part
 
 
 def _part(seal: Seal, stretch: Stretch, chosen: Sequence[Committed]) -> Part:
     token = place.token(seal, stretch.through)
-    rewards = [replies.reward(each.reward) for each in chosen]
-    return Part(pb.WatchRewardsResponse(rewards=rewards, token=token).SerializeToString(), token)
+    response = pb.WatchRewardsResponse(token=token)
+    for each in chosen:
+        replies.add(response, replies.line(each.line, len(response.rewards)))
+    return Part(response.SerializeToString(), token)

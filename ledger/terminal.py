@@ -4,6 +4,7 @@ import asyncio
 import getpass
 import json
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -95,6 +96,17 @@ def operator() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
+
+
+def json_option(as_json: bool) -> list[str]:
+    """``--json`` for another command."""
+    return ["--json"] if as_json else []
+
+
+def become_ingress(*arguments: str) -> NoReturn:
+    """Go on as a command of ``ingress``, which ``ledger`` does not import."""
+    command = [sys.executable, "-m", "ingress", *arguments]
+    os.execv(sys.executable, command)  # noqa: S606 - our own interpreter
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Rewards as they are committed: one reader feeds all who watch.
+"""Rewards and corrections as they are committed: one reader feeds all who watch.
 
 While somebody watches, one connection of the process's own listens: each commit that brings
-rewards tells it so (``migrations/0007_notifying.sql``), and then it looks at what is new. It
+some tells it so (``migrations/0007_notifying.sql``), and then it looks at what is new. It
 listens before its first look, so what is committed after that look is heard of. What comes while
 it pauses after a look travels together. Should a word be lost, it looks after some seconds anyway;
 on a standby, where nobody can listen, it looks ten times a second.
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 3.0
 """How long Postgres may be away before those who have caught up are told."""
 HEARTBEAT_SECONDS = 10.0
-"""After so long without a reward, watchers are told where they stand."""
+"""After so long without anything, watchers are told where they stand."""
 LEAVING_SECONDS_MAX = 0.3
 """How long the last watcher waits until the connection that listened is closed."""
 BACKLOG_MAX = 64
@@ -69,7 +69,7 @@ async def follow(connect: Connect, place: Place) -> AsyncGenerator[Stretch, None
                 while True:
                     stretch = await list_committed(connection, place)
                     gives_up_at = None
-                    if stretch.rewards or loop.time() >= beats_at:
+                    if stretch.lines or loop.time() >= beats_at:
                         place = stretch.through
                         yield stretch
                         beats_at = loop.time() + HEARTBEAT_SECONDS
@@ -125,7 +125,7 @@ class Feed:
     async def watch(
         self, start: Place | None, end: Callable[[Exception], None]
     ) -> AsyncGenerator[Stretch, None]:
-        """Every reward beyond ``start``, or from now on, once, in commit order, without end.
+        """Everything beyond ``start``, or from now on, once, in commit order, without end.
 
         The first stretch is empty, and so is one that comes when nothing else did for a while.
         ``end`` is called when the watcher is to be ended although it is not asking: with
@@ -154,12 +154,12 @@ class Feed:
         while not (watcher in self._watchers or self._join(watcher, place)):
             head = self._head
             stretch = await self._ask_in_turn(self._catching_up, list_committed, place)
-            if stretch.rewards:
+            if stretch.lines:
                 return stretch
             if self._reading is None:
                 self._start(place)
             elif head.position == place.position:
-                # It only began behind numbers that no reward got, such as those of replays.
+                # It only began behind numbers that nothing got, such as those of replays.
                 place = max(place, head)
             elif place < head:
                 # It has found something there already: a standby answered us, which lags behind.

@@ -203,17 +203,23 @@ def _judge(
 # backwards. Then come `moved` and, locked for the shortest time, `totalled`, of which every batch
 # needs the same rows: what nobody reads, Postgres runs from the last to the first. Versions of a
 # batch follow the keys' own collation, as the rewards' numbers do.
+# The seals are what `reward_seal` and `posting_seal` make of the rows (0013_seals.sql).
 _POST = """
 WITH batch AS MATERIALIZED (
     SELECT
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
         told.code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
         webhook_type, believed_bytes, fingerprint, debit_account, credit_account,
-        currencies.scale AS decimals
+        currencies.scale AS decimals, now() AS recorded_at, hash_record_extended(
+            ROW(
+                reward_id, type, reward_name, status, transaction_id, reward_expires_at,
+                reward_category, details, body, tnc, webhook_type, believed_bytes, now()
+            ), 0
+        ) AS seal
     FROM unnest(
         $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::numeric[],
         $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[], $13::text[],
-        $14::json[], $15::text[], $16::json[], $17::text[], $18::bytea[], $19::bytea[],
+        $14::text[], $15::text[], $16::text[], $17::text[], $18::bytea[], $19::bytea[],
         $20::text[], $21::text[]
     ) AS told (
         reward_id, user_id, campaign_id, type,
@@ -229,12 +235,12 @@ accepted AS (
     INSERT INTO rewards (
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
         code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
-        webhook_type, believed_bytes, fingerprint
+        webhook_type, believed_bytes, fingerprint, recorded_at, seal
     )
     SELECT
         reward_id, user_id, campaign_id, type, reward_type, reward_name, reward_amount, currency,
-        code, status, transaction_id, reward_expires_at, reward_category, details, body, tnc,
-        webhook_type, believed_bytes, fingerprint
+        code, status, transaction_id, reward_expires_at, reward_category, details::json, body,
+        tnc::json, webhook_type, believed_bytes, fingerprint, recorded_at, seal
     FROM batch
     WHERE currency IS NULL OR scale(reward_amount) <= decimals
     ORDER BY reward_id COLLATE "C"
@@ -275,12 +281,13 @@ timed AS MATERIALIZED (
 posted AS (
     INSERT INTO postings (
         user_id, currency, version, reward_id, debit_account, credit_account,
-        amount, balance_after, posted_at
+        amount, balance_after, posted_at, seal
     )
     SELECT
         user_id, currency, version - count(*) OVER whole + row_number() OVER so_far,
         reward_id, debit_account, credit_account, amount,
-        balance - sum(amount) OVER whole + sum(amount) OVER so_far, posted_at
+        balance - sum(amount) OVER whole + sum(amount) OVER so_far, posted_at,
+        hash_record_extended(ROW(reward_id, posted_at), 0)
     FROM timed
     WINDOW
         whole AS (PARTITION BY user_id, currency),

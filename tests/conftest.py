@@ -131,9 +131,9 @@ def template(postgres: EmbeddedPostgres) -> str:
 _numbers = itertools.count(1)
 
 
-@pytest.fixture
-def database(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
-    """A database of this test's own, cloned from the template and dropped afterwards."""
+@contextmanager
+def cloned(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
+    """A database that is cloned from the template, and dropped afterwards."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres.url(SUPERUSER, "postgres"), autocommit=True) as connection:
         connection.execute(
@@ -141,6 +141,13 @@ def database(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
         )
         yield Database(postgres, name)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(postgres: EmbeddedPostgres, template: str) -> Iterator[Database]:
+    """A database of this test's own."""
+    with cloned(postgres, template) as database:
+        yield database
 
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

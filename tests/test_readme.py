@@ -72,7 +72,7 @@ def test_the_first_reward_is_posted_and_asked_for_as_the_readme_says(place: Plac
 
 
 def test_the_readme_shows_the_examples_that_are_tested() -> None:
-    for name in ("ask.py", "ask_async.py", "watch.py", "ask.mjs"):
+    for name in ("ask.py", "ask_async.py", "reverse.py", "watch.py", "ask.mjs"):
         assert (ROOT / "tests/examples" / name).read_text() in README
 
 

@@ -32,6 +32,8 @@ class Watch:
             pb.WatchRewardsRequest(**asked), metadata=metadata
         )
         self.rewards: list[pb.Reward] = []
+        self.lines: list[str] = []
+        """The names of all rewards and the keys of all corrections."""
         self.token = ""
 
     async def read(self) -> pb.WatchRewardsResponse:
@@ -40,6 +42,7 @@ class Watch:
             message = await self._stream.read()
         assert message is not grpc.aio.EOF, "a stream without an end has ended well"
         self.rewards += message.rewards
+        self.lines += lines(message)
         self.token = message.token
         assert self.token
         return message  # type: ignore[no-any-return]
@@ -55,6 +58,13 @@ class Watch:
             while len(self.rewards) < count:
                 await self.read()
         return self.names()
+
+    async def until_line(self, count: int) -> list[str]:
+        """All lines that came, when they are at least so many."""
+        async with asyncio.timeout(SECONDS_MAX):
+            while len(self.lines) < count:
+                await self.read()
+        return self.lines
 
     def names(self) -> list[str]:
         return [told.reward_id for told in self.rewards]
@@ -87,6 +97,14 @@ class Watch:
     def cut(self) -> None:
         """Goes away without a word."""
         self._stream.cancel()
+
+
+def lines(message: pb.WatchRewardsResponse | pb.ListRewardsResponse) -> list[str]:
+    """The names of the rewards and the keys of the corrections, each at its place."""
+    found = [told.reward_id for told in message.rewards]
+    for correction in reversed(message.corrections):
+        found.insert(correction.rewards_before, correction.key)
+    return found
 
 
 async def posted(database: Database, *rewards: Reward) -> None:

@@ -39,7 +39,9 @@ class Wire:
     Enter it first. Its methods may be called from any thread; they return when it is done.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writes: bytes = _WRITES) -> None:
+        """``writes`` stands in what is sent to write."""
+        self._writes = writes
         self.port = 0
         self.unheard: list[set[bytes]] = []
         """Of each commit that nobody heard of: the believed texts that it wrote."""
@@ -124,7 +126,7 @@ class Wire:
 
     def loss_of(self, sent: bytes) -> Loss | None:
         """Whether and how the answer to what is sent now is to be lost."""
-        return self._losses.pop(0) if self._losses and _WRITES in sent else None
+        return self._losses.pop(0) if self._losses and self._writes in sent else None
 
     def note_unheard(self, sent: bytes, answer: bytes) -> None:
         """Note what was committed, if ``answer`` says that rows were written."""

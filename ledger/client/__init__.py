@@ -14,16 +14,21 @@ only the service needs.
 from ledger.client.clients import AsyncLedgerClient, LedgerClient
 from ledger.client.connection import Tls
 from ledger.client.errors import (
+    BalanceTooLow,
     BooksUnavailable,
     ClientError,
+    CorrectionsOff,
     DeadlineExceeded,
     FellBehind,
     InvalidArgument,
+    KeyConflict,
+    NothingToReverse,
     Overloaded,
     PermissionDenied,
     Refused,
     RewardNotFound,
     ServiceFault,
+    TooMuchToReverse,
     Unauthenticated,
     Unavailable,
     Unreachable,
@@ -35,24 +40,45 @@ from ledger.client.finance import (
     Movements,
     TrialBalance,
 )
-from ledger.client.values import Balance, CurrencyTotals, Posting, Reward, RewardPage
-from ledger.client.watching import AsyncRewardWatch, RewardWatch
+from ledger.client.values import (
+    Balance,
+    Correction,
+    CorrectionKind,
+    CurrencyTotals,
+    Posting,
+    Reward,
+    RewardPage,
+)
+from ledger.client.watching import (
+    AsyncHistoryWatch,
+    AsyncRewardWatch,
+    HistoryWatch,
+    RewardWatch,
+)
 
 __all__ = [
     "AccountKind",
+    "AsyncHistoryWatch",
     "AsyncLedgerClient",
     "AsyncRewardWatch",
     "Balance",
+    "BalanceTooLow",
     "BooksUnavailable",
     "ClientError",
+    "Correction",
+    "CorrectionKind",
+    "CorrectionsOff",
     "CurrencyTotals",
     "DeadlineExceeded",
     "FellBehind",
+    "HistoryWatch",
     "InvalidArgument",
+    "KeyConflict",
     "LedgerClient",
     "Movement",
     "MovementControl",
     "Movements",
+    "NothingToReverse",
     "Overloaded",
     "PermissionDenied",
     "Posting",
@@ -63,6 +89,7 @@ __all__ = [
     "RewardWatch",
     "ServiceFault",
     "Tls",
+    "TooMuchToReverse",
     "TrialBalance",
     "Unauthenticated",
     "Unavailable",

@@ -15,8 +15,16 @@ from ledger.client import finance, questions
 from ledger.client.connection import TIMEOUT_SECONDS, Tls, Token, connection
 from ledger.client.errors import error_of
 from ledger.client.questions import Question, next_page
-from ledger.client.values import Reward, RewardPage, Watched
-from ledger.client.watching import AsyncRewardWatch, Course, Over, RewardWatch
+from ledger.client.values import Line, Reward, RewardPage, Watched
+from ledger.client.watching import (
+    AsyncHistoryWatch,
+    AsyncRewardWatch,
+    Course,
+    HistoryWatch,
+    Over,
+    RewardWatch,
+    What,
+)
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 
 Answer = TypeVar("Answer")
@@ -72,7 +80,7 @@ class _Client:
         )
         self._opened: tuple[Any, Any] | None = None
         self._opening = threading.Lock()
-        self._courses: WeakSet[Course[Any]] = WeakSet()
+        self._courses: WeakSet[Course[Any, Any]] = WeakSet()
 
     def _open(self) -> tuple[Any, Any]:
         """The channel, and the calls on it."""
@@ -92,7 +100,7 @@ class _Client:
         _, calls = self._open()
         return getattr(calls, question.method)(question.request, **self._connection.stream())
 
-    def _course(self, question: Question[Watched], over: Over) -> Course[Over]:
+    def _course(self, question: Question[Watched[What]], over: Over) -> Course[What, Over]:
         """The course of a watch, which ends with this client."""
         course = Course(question, self._stream, over)
         with self._opening:
@@ -121,23 +129,36 @@ class LedgerClient(_Client):
             raise error_of(error) from error
         return question.read(reply)
 
-    def _rewards(self, question: Question[RewardPage]) -> Iterator[Reward]:
+    def _pages(self, question: Question[RewardPage]) -> Iterator[RewardPage]:
         asked: Question[RewardPage] | None = question
         while asked is not None:
-            page = self._ask(asked)
-            yield from page.rewards
+            yield (page := self._ask(asked))
             asked = next_page(asked, page)
 
-    def _watch(self, question: Question[Watched]) -> RewardWatch:
+    def _rewards(self, question: Question[RewardPage]) -> Iterator[Reward]:
+        for page in self._pages(question):
+            yield from page.rewards
+
+    def _lines(self, question: Question[RewardPage]) -> Iterator[Line]:
+        for page in self._pages(question):
+            yield from page.lines
+
+    def _watch_rewards(self, question: Question[Watched[Reward]]) -> RewardWatch:
         return RewardWatch(self._course(question, threading.Event()))
+
+    def _watch_history(self, question: Question[Watched[Line]]) -> HistoryWatch:
+        return HistoryWatch(self._course(question, threading.Event()))
 
     get_balance = _method(questions.get_balance, _ask)
     list_balances = _method(questions.list_balances, _ask)
     batch_get_balances = _method(questions.batch_get_balances, _ask)
     list_rewards = _method(questions.list_rewards, _rewards)
     list_rewards_page = _method(questions.list_rewards, _ask)
+    list_history = _method(questions.list_history, _lines)
     get_reward = _method(questions.get_reward, _ask)
-    watch_rewards = _method(questions.watch_rewards, _watch)
+    watch_rewards = _method(questions.watch_rewards, _watch_rewards)
+    watch_history = _method(questions.watch_history, _watch_history)
+    reverse_reward = _method(questions.reverse_reward, _ask)
     list_currency_totals = _method(questions.list_currency_totals, _ask)
     list_movements = _method(finance.list_movements, _ask)
     get_trial_balance = _method(finance.get_trial_balance, _ask)
@@ -170,24 +191,38 @@ class AsyncLedgerClient(_Client):
             raise error_of(error) from error
         return question.read(reply)
 
-    async def _rewards(self, question: Question[RewardPage]) -> AsyncIterator[Reward]:
+    async def _pages(self, question: Question[RewardPage]) -> AsyncIterator[RewardPage]:
         asked: Question[RewardPage] | None = question
         while asked is not None:
-            page = await self._ask(asked)
-            for reward in page.rewards:
-                yield reward
+            yield (page := await self._ask(asked))
             asked = next_page(asked, page)
 
-    def _watch(self, question: Question[Watched]) -> AsyncRewardWatch:
+    async def _rewards(self, question: Question[RewardPage]) -> AsyncIterator[Reward]:
+        async for page in self._pages(question):
+            for reward in page.rewards:
+                yield reward
+
+    async def _lines(self, question: Question[RewardPage]) -> AsyncIterator[Line]:
+        async for page in self._pages(question):
+            for line in page.lines:
+                yield line
+
+    def _watch_rewards(self, question: Question[Watched[Reward]]) -> AsyncRewardWatch:
         return AsyncRewardWatch(self._course(question, asyncio.Event()))
+
+    def _watch_history(self, question: Question[Watched[Line]]) -> AsyncHistoryWatch:
+        return AsyncHistoryWatch(self._course(question, asyncio.Event()))
 
     get_balance = _method(questions.get_balance, _ask)
     list_balances = _method(questions.list_balances, _ask)
     batch_get_balances = _method(questions.batch_get_balances, _ask)
     list_rewards = _method(questions.list_rewards, _rewards)
     list_rewards_page = _method(questions.list_rewards, _ask)
+    list_history = _method(questions.list_history, _lines)
     get_reward = _method(questions.get_reward, _ask)
-    watch_rewards = _method(questions.watch_rewards, _watch)
+    watch_rewards = _method(questions.watch_rewards, _watch_rewards)
+    watch_history = _method(questions.watch_history, _watch_history)
+    reverse_reward = _method(questions.reverse_reward, _ask)
     list_currency_totals = _method(questions.list_currency_totals, _ask)
     list_movements = _method(finance.list_movements, _ask)
     get_trial_balance = _method(finance.get_trial_balance, _ask)

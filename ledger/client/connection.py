@@ -23,7 +23,7 @@ SERVICE_CONFIG = json.dumps(
             # Who watches goes on from its own token, as long as it takes.
             {"name": [{"service": _SERVICE, "method": "WatchRewards"}]},
             {
-                # Every call of the service only reads, so any may be asked twice.
+                # Every call only reads, or is posted once under its key: any may be asked twice.
                 "name": [{"service": _SERVICE}],
                 "retryPolicy": {
                     "maxAttempts": 5,

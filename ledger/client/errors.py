@@ -6,6 +6,11 @@
     ├── Refused               asking again will not help
     │   ├── InvalidArgument   the question is malformed; carries the field
     │   ├── RewardNotFound    no such reward
+    │   ├── NothingToReverse  it posted nothing, or all of it was taken back
+    │   ├── TooMuchToReverse  less is left of it; carries what is left
+    │   ├── BalanceTooLow     the balance would go below zero; carries what it would be
+    │   ├── KeyConflict       the key stands for another correction
+    │   ├── CorrectionsOff    the service was not set up to correct
     │   ├── Unauthenticated   the service does not know who asks
     │   ├── PermissionDenied  it knows, and will not tell; carries the scope
     │   └── ServiceFault      a fault of the service
@@ -19,6 +24,7 @@
 A fault of the caller's own code, such as a time without a time zone, is a ``ValueError``.
 """
 
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import grpc
@@ -42,6 +48,8 @@ class Told(NamedTuple):
     """What is wrong with that field."""
     scope: str = ""
     """Which scope the caller has not."""
+    amount: str = ""
+    """What is left of a reward, or what a balance would be."""
     request_id: str = ""
     """What the service's own log calls the call."""
     retry_seconds: float | None = None
@@ -64,7 +72,7 @@ class ClientError(Exception):
     def __str__(self) -> str:
         told: Told = self.args[0]
         words = f"{told.reason or told.status.name}: {told.text}"
-        if what := f"{told.field} {told.problem}".strip() or told.scope:
+        if what := f"{told.field} {told.problem}".strip() or told.scope or told.amount:
             words += f": {what}"
         return f"{words} (request {told.request_id})" if told.request_id else words
 
@@ -87,6 +95,34 @@ class InvalidArgument(Refused):
 
 class RewardNotFound(Refused):
     """The books do not have the reward."""
+
+
+class NothingToReverse(Refused):
+    """The reward posted nothing, or all that it credited was taken back before."""
+
+
+class TooMuchToReverse(Refused):
+    """Less is left of what the reward credited: ``left``."""
+
+    def __init__(self, told: Told) -> None:
+        super().__init__(told)
+        self.left = Decimal(told.amount)
+
+
+class BalanceTooLow(Refused):
+    """The user's balance would go below zero, to ``balance``, and that was not allowed."""
+
+    def __init__(self, told: Told) -> None:
+        super().__init__(told)
+        self.balance = Decimal(told.amount)
+
+
+class KeyConflict(Refused):
+    """The key stands for another correction: of another reward, or of another amount."""
+
+
+class CorrectionsOff(Refused):
+    """The service was not set up to correct anything."""
 
 
 class Unauthenticated(Refused):
@@ -139,6 +175,11 @@ REASONS: dict[str, type[ClientError]] = {
     "UNAUTHENTICATED": Unauthenticated,
     "PERMISSION_DENIED": PermissionDenied,
     "REWARD_NOT_FOUND": RewardNotFound,
+    "NOTHING_TO_REVERSE": NothingToReverse,
+    "TOO_MUCH_TO_REVERSE": TooMuchToReverse,
+    "BALANCE_TOO_LOW": BalanceTooLow,
+    "KEY_CONFLICT": KeyConflict,
+    "CORRECTIONS_OFF": CorrectionsOff,
     "OVERLOADED": Overloaded,
     "FELL_BEHIND": FellBehind,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
@@ -179,7 +220,8 @@ def _told(error: Any) -> Told:
     info = details.get(ErrorInfo)
     if info is None or info.domain != DOMAIN:
         return told
-    told = told._replace(reason=info.reason, scope=info.metadata.get("scope", ""))
+    amount = info.metadata.get("left") or info.metadata.get("balance", "")
+    told = told._replace(reason=info.reason, scope=info.metadata.get("scope", ""), amount=amount)
     if BadRequest in details:
         for violation in details[BadRequest].field_violations:
             told = told._replace(field=violation.field, problem=violation.description)

@@ -7,15 +7,25 @@ take these functions as their methods.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ledger.client import values
-from ledger.client.values import Balance, CurrencyTotals, Reward, RewardPage, Watched
+from ledger.client.values import (
+    Balance,
+    Correction,
+    CurrencyTotals,
+    Line,
+    Reward,
+    RewardPage,
+    Watched,
+)
 from ledger.v1 import ledger_pb2 as pb
 
 Answer = TypeVar("Answer")
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,37 @@ def list_rewards(
     """A user's rewards, newest first; an empty filter keeps any.
 
     ``list_rewards`` gives them one by one and asks for page after page; ``list_rewards_page``
-    gives one page, and the token of the next. The timeout is each page's.
+    gives one page, and the token of the next. The timeout is each page's. A page may hold fewer
+    rewards than its size, because corrections count too: see ``list_history``.
+    """
+    return list_history(
+        user_id,
+        currency=currency,
+        campaign_id=campaign_id,
+        type=type,
+        start_time=start_time,
+        end_time=end_time,
+        page_size=page_size,
+        page_token=page_token,
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def list_history(
+    user_id: str,
+    *,
+    currency: str = "",
+    campaign_id: str = "",
+    type: str = "",  # noqa: A002 - as the service calls it
+    start_time: datetime | None = None,
+    end_time: datetime | None = None,
+    page_size: int = 0,
+    page_token: str = "",
+    timeout_seconds: float | None = None,
+) -> Question[RewardPage]:
+    """A user's rewards and corrections, newest first, one by one; an empty filter keeps any.
+
+    A filter of campaign or type keeps such rewards and their reversals. The timeout is each page's.
     """
     request = pb.ListRewardsRequest(
         user_id=user_id,
@@ -118,12 +158,37 @@ def watch_rewards(
     currency: str = "",
     campaign_id: str = "",
     type: str = "",  # noqa: A002 - as the service calls it
-) -> Question[Watched]:
+) -> Question[Watched[Reward]]:
     """Rewards as they are committed, each once, without end; an empty filter keeps any.
 
     They begin with what is committed from now on, or behind ``token``, or with the first of the
     books. What is iterated over has a ``token`` too, to go on from another time: see
-    ``ledger.client.watching``.
+    ``ledger.client.watching``. Corrections are passed over: see ``watch_history``.
+    """
+    history = watch_history(
+        token=token,
+        from_beginning=from_beginning,
+        user_id=user_id,
+        currency=currency,
+        campaign_id=campaign_id,
+        type=type,
+    )
+    return Question(history.method, history.request, values.watched_rewards, None)
+
+
+def watch_history(
+    *,
+    token: str | None = None,
+    from_beginning: bool = False,
+    user_id: str = "",
+    currency: str = "",
+    campaign_id: str = "",
+    type: str = "",  # noqa: A002 - as the service calls it
+) -> Question[Watched[Line]]:
+    """Rewards and corrections as they are committed, each once, without end.
+
+    As ``watch_rewards``, whose tokens hold here and the other way round. A filter of campaign or
+    type keeps such rewards and their reversals.
     """
     if token is not None and from_beginning:
         raise ValueError("from_beginning and a token say different places")
@@ -135,6 +200,34 @@ def watch_rewards(
     elif from_beginning:
         request.from_beginning = True
     return Question("WatchRewards", request, values.watched, None)
+
+
+def reverse_reward(
+    reward_id: str,
+    *,
+    amount: Decimal | int | None = None,
+    key: str,
+    reason: str,
+    allow_negative: bool = False,
+    timeout_seconds: float | None = None,
+) -> Question[Correction]:
+    """Take back what a reward credited, or ``amount`` of it, by the opposite posting.
+
+    The same ``key`` posts once: whoever does not know what became of it, such as after
+    ``Unavailable``, asks again with the same one. The balance may go below zero if
+    ``allow_negative``. Raises ``RewardNotFound``, ``NothingToReverse``, ``TooMuchToReverse``,
+    ``BalanceTooLow``, ``KeyConflict`` or ``CorrectionsOff``; then nothing was posted.
+    """
+    request = pb.ReverseRewardRequest(
+        reward_id=reward_id,
+        amount="" if amount is None else f"{Decimal(amount):f}",
+        key=key,
+        reason=reason,
+        allow_negative=allow_negative,
+    )
+    return Question(
+        "ReverseReward", request, lambda reply: values.correction(reply.correction), timeout_seconds
+    )
 
 
 def list_currency_totals(
@@ -160,7 +253,7 @@ def next_page(question: Question[RewardPage], page: RewardPage) -> Question[Rewa
     return replace(question, request=request)
 
 
-def go_on(question: Question[Watched], token: str | None) -> Question[Watched]:
+def go_on(question: Question[Watched[Told]], token: str | None) -> Question[Watched[Told]]:
     """The question for what follows behind ``token``; ``question`` itself if there is none yet."""
     if token is None:
         return question

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import NamedTuple
+from enum import StrEnum
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -36,6 +37,34 @@ class Posting(NamedTuple):
     posted_at: datetime
 
 
+class CorrectionKind(StrEnum):
+    """Why something was posted that no reward told."""
+
+    REVERSAL = "reversal"
+    """Takes back what a reward credited, whole or in part."""
+    ADJUSTMENT = "adjustment"
+    """Moves an amount between a user and a house account; two persons agreed."""
+    OTHER = "other"
+    """One that this version of the client does not know."""
+
+
+class Correction(NamedTuple):
+    """A posting that no reward told: it mends a mistake, and leaves what was posted."""
+
+    key: str
+    """The idempotency key."""
+    kind: CorrectionKind
+    reward_id: str
+    """Of a reversal: the reward that it takes back."""
+    user_id: str
+    reason: str
+    actor: str
+    """Who asked for it."""
+    approver: str
+    """Of an adjustment: who else agreed."""
+    posting: Posting
+
+
 @dataclass(frozen=True, slots=True)
 class Reward:
     """What CustomerGlu told, and how it was booked; a text that it did not tell is empty."""
@@ -58,6 +87,13 @@ class Reward:
     """``None`` if nothing was posted."""
     code: str = field(default="", repr=False)
     """The coupon's code, if there is one and the caller may see it; never shown by accident."""
+    reversed: Decimal | None = None
+    """How much of it was taken back, by postings of their own; ``None`` if nothing was."""
+
+
+Line: TypeAlias = Reward | Correction
+"""What a history is made of."""
+Told = TypeVar("Told")
 
 
 class RewardPage(NamedTuple):
@@ -66,12 +102,14 @@ class RewardPage(NamedTuple):
     rewards: tuple[Reward, ...]
     next_page_token: str
     """Asks for the next page; empty on the last."""
+    lines: tuple[Line, ...] = ()
+    """The same rewards with the corrections between them, newest first."""
 
 
-class Watched(NamedTuple):
-    """Rewards that were told together, in commit order; perhaps none."""
+class Watched(NamedTuple, Generic[Told]):
+    """What was told together, in commit order; perhaps nothing."""
 
-    rewards: tuple[Reward, ...]
+    lines: tuple[Told, ...]
     token: str
     """Where to go on when they have been taken."""
 
@@ -116,17 +154,57 @@ def reward(message: pb.Reward) -> Reward:
         recorded_at=message.recorded_at.ToDatetime(UTC),
         posting=_posting(message.posting) if message.HasField("posting") else None,
         code=message.code,
+        reversed=Decimal(message.reversed.value) if message.HasField("reversed") else None,
+    )
+
+
+_KINDS = {
+    pb.CORRECTION_KIND_REVERSAL: CorrectionKind.REVERSAL,
+    pb.CORRECTION_KIND_ADJUSTMENT: CorrectionKind.ADJUSTMENT,
+}
+
+
+def correction(message: pb.Correction) -> Correction:
+    """The correction that ``message`` tells."""
+    return Correction(
+        key=message.key,
+        kind=_KINDS.get(message.kind, CorrectionKind.OTHER),
+        reward_id=message.reward_id,
+        user_id=message.user_id,
+        reason=message.reason,
+        actor=message.actor,
+        approver=message.approver,
+        posting=_posting(message.posting),
     )
 
 
 def reward_page(message: pb.ListRewardsResponse) -> RewardPage:
     """The page that ``message`` tells."""
-    return RewardPage(tuple(map(reward, message.rewards)), message.next_page_token)
+    lines = _lines(message)
+    rewards = tuple(line for line in lines if isinstance(line, Reward))
+    return RewardPage(rewards, message.next_page_token, lines)
 
 
-def watched(message: pb.WatchRewardsResponse) -> Watched:
-    """The rewards that ``message`` tells, and where to go on."""
+def watched(message: pb.WatchRewardsResponse) -> Watched[Line]:
+    """What ``message`` tells, and where to go on."""
+    return Watched(_lines(message), message.token)
+
+
+def watched_rewards(message: pb.WatchRewardsResponse) -> Watched[Reward]:
+    """The rewards alone that ``message`` tells, and where to go on."""
     return Watched(tuple(map(reward, message.rewards)), message.token)
+
+
+def _lines(message: pb.ListRewardsResponse | pb.WatchRewardsResponse) -> tuple[Line, ...]:
+    """Rewards and corrections in their order: each of these says how many of those it follows."""
+    lines: list[Line] = []
+    told = 0
+    for each in message.corrections:
+        lines += map(reward, message.rewards[told : each.rewards_before])
+        told = each.rewards_before
+        lines.append(correction(each))
+    lines += map(reward, message.rewards[told:])
+    return tuple(lines)
 
 
 def currency_totals(message: pb.CurrencyTotals) -> CurrencyTotals:

@@ -7,8 +7,8 @@
             ...
             stored = rewards.token
 
-``token`` is behind a reward only when the next one is asked for: whenever it is stored, nothing is
-lost, and who begins with it is told again at most what came together with the reward in hand.
+``token`` is behind what is in hand only when the next one is asked for: whenever it is stored,
+nothing is lost, and who begins with it is told again at most what came together with that.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ import grpc.aio
 
 from ledger.client.errors import ClientError, Refused, Told, Unavailable, Unreachable, error_of
 from ledger.client.questions import Question, go_on
-from ledger.client.values import Reward, Watched
+from ledger.client.values import Line, Reward, Watched
 
 SILENCE_SECONDS_MAX = 32.0
 """How long nothing may come: the service says something every ten seconds."""
@@ -36,13 +36,17 @@ PAUSE_SECONDS_MAX = 10.0
 log = logging.getLogger("ledger.client")
 
 Over = TypeVar("Over", bound=threading.Event | asyncio.Event)
+What = TypeVar("What", bound=Line)
 
 
-class Course(Generic[Over]):
+class Course(Generic[What, Over]):
     """Where a watch stands, whether it is over, and when it asks again."""
 
     def __init__(
-        self, question: Question[Watched], ask: Callable[[Question[Watched]], Any], over: Over
+        self,
+        question: Question[Watched[What]],
+        ask: Callable[[Question[Watched[What]]], Any],
+        over: Over,
     ) -> None:
         self._question = question
         self._ask = ask
@@ -71,7 +75,7 @@ class Course(Generic[Over]):
         if self._call is not None:
             self._call.cancel()
 
-    def read(self, message: Any) -> Watched:
+    def read(self, message: Any) -> Watched[What]:
         """What ``message`` tells. It is the caller who moves the token, afterwards."""
         self._messages += 1
         # The first comes at once, and says nothing about the next.
@@ -98,10 +102,10 @@ def _cut(text: str) -> ClientError:
     return Unreachable(Told(grpc.StatusCode.UNAVAILABLE, text))
 
 
-class _Watch(Generic[Over]):
-    """What both watches are made of."""
+class _Watch(Generic[What, Over]):
+    """What all watches are made of."""
 
-    def __init__(self, course: Course[Over]) -> None:
+    def __init__(self, course: Course[What, Over]) -> None:
         self._course = course
 
     @property
@@ -110,26 +114,26 @@ class _Watch(Generic[Over]):
         return self._course.token
 
 
-class RewardWatch(_Watch[threading.Event]):
-    """Rewards as they are committed, one by one; whoever iterates over it waits for the next.
+class Watch(_Watch[What, threading.Event]):
+    """What is committed, one by one; whoever iterates over it waits for the next.
 
     It is asked for again as long as that may help, and raises what is ``Refused``. Another thread
     may read its ``token`` and ``close`` it.
     """
 
-    def __init__(self, course: Course[threading.Event]) -> None:
+    def __init__(self, course: Course[What, threading.Event]) -> None:
         super().__init__(course)
         # It does not know this object, so it is ended with it.
-        self._rewards = _rewards(course)
+        self._lines = _lines(course)
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Reward:
-        return next(self._rewards)
+    def __next__(self) -> What:
+        return next(self._lines)
 
     def close(self) -> None:
-        """End it: there is no next reward."""
+        """End it: there is no next one."""
         self._course.end()
 
     def __enter__(self) -> Self:
@@ -139,26 +143,26 @@ class RewardWatch(_Watch[threading.Event]):
         self.close()
 
 
-class AsyncRewardWatch(_Watch[asyncio.Event]):
-    """Rewards as they are committed, one by one; whoever iterates over it awaits the next.
+class AsyncWatch(_Watch[What, asyncio.Event]):
+    """What is committed, one by one; whoever iterates over it awaits the next.
 
     It is asked for again as long as that may help, and raises what is ``Refused``. Another task
     may read its ``token`` and ``close`` it.
     """
 
-    def __init__(self, course: Course[asyncio.Event]) -> None:
+    def __init__(self, course: Course[What, asyncio.Event]) -> None:
         super().__init__(course)
         # It does not know this object, so it is ended with it.
-        self._rewards = _rewards_awaited(course)
+        self._lines = _lines_awaited(course)
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Reward:
-        return await anext(self._rewards)
+    async def __anext__(self) -> What:
+        return await anext(self._lines)
 
     async def close(self) -> None:
-        """End it: there is no next reward."""
+        """End it: there is no next one."""
         self._course.end()
 
     async def __aenter__(self) -> Self:
@@ -168,7 +172,23 @@ class AsyncRewardWatch(_Watch[asyncio.Event]):
         await self.close()
 
 
-def _rewards(course: Course[threading.Event]) -> Generator[Reward, None, None]:
+class RewardWatch(Watch[Reward]):
+    """Rewards as they are committed."""
+
+
+class HistoryWatch(Watch[Line]):
+    """Rewards and corrections as they are committed."""
+
+
+class AsyncRewardWatch(AsyncWatch[Reward]):
+    """Rewards as they are committed."""
+
+
+class AsyncHistoryWatch(AsyncWatch[Line]):
+    """Rewards and corrections as they are committed."""
+
+
+def _lines(course: Course[What, threading.Event]) -> Generator[What, None, None]:
     while not course.over.is_set():
         call = course.begin()
         silence = _Silence(call.cancel)
@@ -176,7 +196,7 @@ def _rewards(course: Course[threading.Event]) -> Generator[Reward, None, None]:
         try:
             while (message := silence.broken_by(call)) is not None:
                 told = course.read(message)
-                yield from told.rewards
+                yield from told.lines
                 course.token = told.token
         except grpc.RpcError as caught:
             error = error_of(caught)
@@ -218,15 +238,15 @@ class _Silence:
                 return
 
 
-async def _rewards_awaited(course: Course[asyncio.Event]) -> AsyncGenerator[Reward, None]:
+async def _lines_awaited(course: Course[What, asyncio.Event]) -> AsyncGenerator[What, None]:
     while not course.over.is_set():
         call = course.begin()
         error = _cut("the stream has ended")
         try:
             while (message := await _next(call)) is not grpc.aio.EOF:
                 told = course.read(message)
-                for reward in told.rewards:
-                    yield reward
+                for line in told.lines:
+                    yield line
                 course.token = told.token
         except grpc.RpcError as caught:
             error = error_of(caught)

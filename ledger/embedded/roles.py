@@ -26,6 +26,8 @@ ALTER ROLE ledger_corrector SET log_min_messages = 'log';
 ALTER ROLE ledger_closer SET log_min_messages = 'log';
 GRANT ledger_writer, ledger_reader, ledger_corrector, ledger_closer
     TO ledger_owner WITH ADMIN OPTION, INHERIT FALSE, SET TRUE;
+-- A service that corrects reads, too.
+GRANT ledger_reader TO ledger_corrector WITH INHERIT FALSE, SET TRUE;
 """
 
 FIND_DATABASE = "SELECT 1 FROM pg_database WHERE datname = 'ledger'"

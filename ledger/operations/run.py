@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from ledger.config import Settings, address
+from ledger.config import Settings, address, read_serve_settings
 from ledger.database import Role
 from ledger.exporting import ENVIRONMENT_NAME
 from ledger.operations import processes
@@ -63,10 +63,11 @@ class Running(NamedTuple):
 def running(settings: Settings, environment: Mapping[str, str]) -> Iterator[Running]:
     """Everything up and ready, for the time of the block; stopped in order afterwards.
 
-    Raises ``IsRunning``, ``AddressTaken``, ``DidNotStart`` or ``EmbeddedPostgresError``, and then
-    leaves nothing running.
+    Raises ``IsRunning``, ``AddressTaken``, ``DidNotStart``, ``InvalidSetting`` or
+    ``EmbeddedPostgresError``, and then leaves nothing running.
     """
     ingress = address(environment, "INGRESS_BIND", "127.0.0.1:8080")
+    corrects = read_serve_settings(environment).corrects
     with ExitStack() as stack:
         stack.enter_context(_only_one(settings.data_directory))
         _end_leftovers(settings.data_directory)
@@ -84,7 +85,7 @@ def running(settings: Settings, environment: Mapping[str, str]) -> Iterator[Runn
         stack.callback(lambda: processes.stop(children))
         for name, role, bind, told in (
             ("ingress", Role.WRITER, ingress, door),
-            ("serve", Role.READER, settings.bind, service),
+            ("serve", Role.CORRECTOR if corrects else Role.READER, settings.bind, service),
         ):
             child = processes.start(name, [name], {**told, "DATABASE_URL": database.url(role)})
             children.append(child)

@@ -9,38 +9,22 @@ before, so the books hold at least what it counted; they may hold more, because 
 in its last second nobody has counted.
 """
 
-from typing import NamedTuple
-
 from ledger.database import Connection
 from ledger.operations import verify_finance
+from ledger.operations.finding import SEALED, Finding, find_of
+from ledger.operations.verify_accounts import (
+    Users,
+    look_at_houses,
+    look_at_users,
+)
+from ledger.operations.verify_commits import (
+    get_end,
+    look_at_commits,
+    look_at_counts,
+)
 from ledger.tallying import Tally
 
-
-class Finding(NamedTuple):
-    """One thing that does not hold."""
-
-    rule: str
-    """Which rule is broken, as a sentence."""
-    subject: str
-    """The account, reward or posting that breaks it."""
-    expected: str | None
-    """What follows from the rest of the books; ``None``: it should not be there."""
-    found: str | None
-    """What stands there; ``None``: it is missing."""
-
-
-async def verify(connection: Connection) -> list[Finding]:
-    """Every difference in the books, empty when they hold.
-
-    Needs a connection outside a database transaction; a role that may read is enough.
-    """
-    findings: list[Finding] = []
-    async with connection.transaction():
-        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        for rule, query in _RULES.items():
-            cursor = await connection.execute(query)
-            findings += [Finding(rule, *row) for row in await cursor.fetchall()]
-    return findings
+__all__ = ["Finding", "verify"]
 
 
 def in_words(tally: Tally) -> str:
@@ -55,89 +39,6 @@ def in_words(tally: Tally) -> str:
     drained = [f"{outcome} {count}" for outcome, count in tally.drained().items() if count]
     return f"{said}; from the spool: {' + '.join(drained)}" if drained else said
 
-
-_BALANCES = """
-SELECT
-    coalesce(derived.account, held.account) || ' ' || coalesce(derived.currency, held.currency),
-    derived.debits || ' / ' || derived.credits || ' v' || derived.version,
-    held.debits || ' / ' || held.credits || ' v' || held.version
-FROM (
-    SELECT account, currency,
-           coalesce(sum(amount) FILTER (WHERE side = 'debit'), 0) AS debits,
-           coalesce(sum(amount) FILTER (WHERE side = 'credit'), 0) AS credits,
-           count(*) AS version, max(posted_at) AS posted_at
-    FROM entries
-    GROUP BY account, currency
-) AS derived
-FULL JOIN balances AS held
-    ON held.account = derived.account AND held.currency = derived.currency
-WHERE (derived.debits, derived.credits, derived.version)
-    IS DISTINCT FROM (held.debits, held.credits, held.version)
-"""
-
-_BALANCE_TIMES = """
-SELECT held.account || ' ' || held.currency, derived.posted_at::text, held.posted_at::text
-FROM (
-    SELECT user_id, currency, max(posted_at) AS posted_at FROM postings GROUP BY user_id, currency
-) AS derived
-JOIN balances AS held
-    ON held.account = 'user:' || derived.user_id AND held.currency = derived.currency
-WHERE held.posted_at <> derived.posted_at
-"""
-
-_VERSIONS = """
-SELECT user_id || ' ' || currency || ' v' || version, place::text, version::text
-FROM (
-    SELECT user_id, currency, version,
-           row_number() OVER (PARTITION BY user_id, currency ORDER BY version) AS place
-    FROM postings
-) AS chain
-WHERE version <> place
-"""
-
-_RUNNING_BALANCES = """
-SELECT user_id || ' ' || currency || ' v' || version, derived::text, balance_after::text
-FROM (
-    SELECT user_id, currency, version, balance_after,
-           sum(CASE WHEN credit_account = 'user:' || user_id THEN amount ELSE -amount END)
-               OVER (PARTITION BY user_id, currency ORDER BY version) AS derived
-    FROM postings
-) AS chain
-WHERE balance_after <> derived
-"""
-
-_TIMES = """
-SELECT user_id || ' ' || currency || ' v' || version, 'at or after ' || previous, posted_at::text
-FROM (
-    SELECT user_id, currency, version, posted_at,
-           lag(posted_at) OVER (PARTITION BY user_id, currency ORDER BY version) AS previous
-    FROM postings
-) AS chain
-WHERE posted_at < previous
-"""
-
-_BOOKED_AS_TOLD = """
-SELECT
-    coalesce(rewards.reward_id, postings.reward_id),
-    CASE WHEN rewards.currency IS NOT NULL THEN concat_ws(
-        ' ', rewards.user_id, 'campaign:' || rewards.campaign_id, 'user:' || rewards.user_id,
-        rewards.currency, trim_scale(rewards.reward_amount)
-    ) END,
-    CASE WHEN postings.reward_id IS NOT NULL THEN concat_ws(
-        ' ', postings.user_id, postings.debit_account, postings.credit_account,
-        postings.currency, trim_scale(postings.amount)
-    ) END
-FROM rewards
-FULL JOIN postings ON postings.reward_id = rewards.reward_id
-WHERE (
-    rewards.user_id, 'campaign:' || rewards.campaign_id, 'user:' || rewards.user_id,
-    rewards.currency, rewards.reward_amount
-) IS DISTINCT FROM (
-    postings.user_id, postings.debit_account, postings.credit_account,
-    postings.currency, postings.amount
-)
-AND (rewards.currency IS NOT NULL OR postings.reward_id IS NOT NULL)
-"""
 
 _CORRECTED_AS_RECORDED = """
 SELECT
@@ -166,7 +67,7 @@ WHERE (
 
 _REVERSED = """
 SELECT
-    reversed.reward_id,
+    coalesce(reversed.reward_id, 'no reward'),
     concat_ws(
         ' ', 'at most', trim_scale(postings.amount), postings.currency,
         'from', credit_account, 'to', debit_account
@@ -191,7 +92,7 @@ WHERE ways <> 1
 
 _APPROVED = """
 SELECT
-    corrections.correction_key,
+    coalesce(corrections.correction_key, proposals.proposal_key),
     concat_ws(
         ' ', trim_scale(proposals.amount), proposals.currency, proposals.debit_account,
         proposals.credit_account, proposals.reason, proposed_by, decided_by, state
@@ -216,92 +117,6 @@ WHERE (
     proposals.currency, proposals.debit_account, proposals.credit_account,
     proposals.amount, proposals.reason, proposed_by, decided_by
 )
-"""
-
-_SCALES = """
-SELECT
-    coalesce(postings.reward_id, postings.correction_key),
-    currencies.scale || ' decimals', postings.amount::text
-FROM postings
-LEFT JOIN currencies ON currencies.code = postings.currency
-WHERE scale(postings.amount) IS DISTINCT FROM currencies.scale
-"""
-
-# The same text as `ledger.reward.Reward.fingerprint`, put together a second time.
-_FINGERPRINTS = """
-SELECT reward_id, encode(derived, 'hex'), encode(fingerprint, 'hex')
-FROM (
-    SELECT reward_id, fingerprint, sha256(
-        convert_to(user_id, 'UTF8') || '\\x00'::bytea
-        || convert_to(coalesce(trim_scale(reward_amount)::text, ''), 'UTF8') || '\\x00'::bytea
-        || convert_to(coalesce(currency, ''), 'UTF8') || '\\x00'::bytea
-        || convert_to(campaign_id, 'UTF8') || '\\x00'::bytea
-        || convert_to(coalesce(reward_type, ''), 'UTF8') || '\\x00'::bytea
-        || convert_to(coalesce(code, ''), 'UTF8')
-    ) AS derived
-    FROM rewards
-) AS hashed
-WHERE fingerprint <> derived
-"""
-
-_DIGESTS = """
-SELECT reward_id, encode(sha256(believed_bytes), 'hex'), encode(believed_bytes_sha256, 'hex')
-FROM rewards
-WHERE believed_bytes_sha256 <> sha256(believed_bytes)
-"""
-
-_TOTALS = """
-SELECT
-    coalesce(derived.currency, held.currency),
-    derived.amount || ' / ' || derived.amount,
-    held.debits || ' / ' || held.credits
-FROM (SELECT currency, sum(amount) AS amount FROM postings GROUP BY currency) AS derived
-FULL JOIN (
-    SELECT currency, sum(debits) AS debits, sum(credits) AS credits FROM balances GROUP BY currency
-) AS held ON held.currency = derived.currency
-WHERE (derived.amount, derived.amount) IS DISTINCT FROM (held.debits, held.credits)
-"""
-
-_PERIODS = """
-SELECT
-    concat_ws(
-        ' ', coalesce(derived.currency, held.currency), coalesce(derived.period, held.period),
-        coalesce(derived.starts_at, held.starts_at)
-    ),
-    concat_ws(' ', derived.amount, derived.postings, derived.users, derived.corrections),
-    concat_ws(' ', held.amount, held.postings, held.users, held.corrections)
-FROM (
-    SELECT currency, period, date_trunc(period, posted_at, 'UTC') AS starts_at,
-           sum(amount) AS amount, count(*) AS postings,
-           count(*) FILTER (WHERE version = 1) AS users, count(correction_key) AS corrections
-    FROM postings CROSS JOIN (VALUES ('day'), ('minute')) AS periods (period)
-    GROUP BY currency, period, date_trunc(period, posted_at, 'UTC')
-) AS derived
-FULL JOIN period_totals AS held
-    ON held.currency = derived.currency AND held.period = derived.period
-    AND held.starts_at = derived.starts_at
-WHERE (derived.amount, derived.postings, derived.users, derived.corrections)
-    IS DISTINCT FROM (held.amount, held.postings, held.users, held.corrections)
-"""
-
-# From the commits, each of which finds its few rewards by index: those that stood there when
-# commits were first counted have one each, and all the same writer.
-_PLACES = """
-SELECT reward_id, 'in 1 commit', 'in ' || coalesce(commits, 0)
-FROM rewards
-LEFT JOIN (
-    SELECT found.reward_id, count(*) AS commits
-    FROM commits
-    CROSS JOIN LATERAL (
-        SELECT reward_id
-        FROM rewards
-        WHERE rewards.written_by = commits.written_by
-          AND rewards.number BETWEEN commits.first_number AND commits.last_number
-        OFFSET 0
-    ) AS found
-    GROUP BY found.reward_id
-) AS placed USING (reward_id)
-WHERE commits IS DISTINCT FROM 1
 """
 
 _OUTCOMES = """
@@ -330,23 +145,132 @@ FROM (
 WHERE found < counted
 """
 
+_PERIODS = """
+WITH minutes AS (
+    SELECT currency, date_bin('1 minute', posted_at, '2000-01-01Z') AS starts_at,
+           sum(amount) AS amount, count(*) AS postings,
+           count(*) FILTER (WHERE version = 1) AS users, count(correction_key) AS corrections
+    FROM postings
+    WHERE %(since)s::timestamptz IS NULL OR posted_at >= %(since)s::timestamptz
+    GROUP BY 1, 2
+),
+derived AS (
+    SELECT currency, 'minute' AS period, starts_at, amount, postings, users, corrections
+    FROM minutes
+    UNION ALL
+    SELECT currency, 'day', date_trunc('day', starts_at, 'UTC'), sum(amount), sum(postings),
+           sum(users), sum(corrections)
+    FROM minutes
+    GROUP BY 1, 3
+)
+SELECT
+    concat_ws(
+        ' ', coalesce(derived.currency, held.currency), coalesce(derived.period, held.period),
+        coalesce(derived.starts_at, held.starts_at)
+    ),
+    concat_ws(' ', derived.amount, derived.postings, derived.users, derived.corrections),
+    concat_ws(' ', held.amount, held.postings, held.users, held.corrections)
+FROM derived
+FULL JOIN (
+    SELECT currency, period, starts_at, amount, postings, users, corrections
+    FROM period_totals
+    WHERE %(since)s::timestamptz IS NULL OR starts_at >= %(since)s::timestamptz
+) AS held
+    ON held.currency = derived.currency AND held.period = derived.period
+    AND held.starts_at = derived.starts_at
+WHERE (derived.amount, derived.postings, derived.users, derived.corrections)
+    IS DISTINCT FROM (held.amount, held.postings, held.users, held.corrections)
+"""
+
+# What was posted later than a commit was posted at most some seconds before it.
+_DAY_OF = """
+SELECT date_trunc('day', committed_at - interval '1 hour', 'UTC')
+FROM commits
+WHERE position = %(position)s
+"""
+
+
+async def look_at_periods(connection: Connection, position: int) -> list[Finding]:
+    """What does not hold of the periods' totals: of all, or from the day of a commit on."""
+    row = await (await connection.execute(_DAY_OF, {"position": position})).fetchone()
+    return await find_of(connection, TOTALLED, _PERIODS, since=row[0] if row else None)
+
+
+_ROWS = """
+SELECT subject, 'as it was when it was sealed', 'changed since'
+FROM (
+    SELECT concat('currency ', code) AS subject, seal, row_seal(to_jsonb(currencies)) AS derived
+    FROM currencies
+    UNION ALL
+    SELECT concat('correction ', correction_key), seal, row_seal(to_jsonb(corrections))
+    FROM corrections
+    UNION ALL
+    SELECT concat('proposal ', proposal_key), seal, row_seal(to_jsonb(proposals)) FROM proposals
+    UNION ALL
+    SELECT concat('quarantine ', number), seal, row_seal(to_jsonb(quarantine)) FROM quarantine
+    UNION ALL
+    SELECT concat('reconciliation ', number), seal, row_seal(to_jsonb(reconciliations))
+    FROM reconciliations
+    UNION ALL
+    SELECT 'the sealing key', seal, row_seal(to_jsonb(sealing_keys)) FROM sealing_keys
+    UNION ALL
+    SELECT concat('the tally of worker ', worker), seal, row_seal(to_jsonb(tallies)) FROM tallies
+) AS sealed
+WHERE seal IS DISTINCT FROM derived
+"""
+
+_QUARANTINE_DIGESTS = """
+SELECT concat('quarantine ', number), encode(sha256(believed_bytes), 'hex'),
+       encode(believed_bytes_sha256, 'hex')
+FROM quarantine
+WHERE believed_bytes_sha256 IS DISTINCT FROM sha256(believed_bytes)
+"""
+
+TOTALLED = "a period's totals are the sum of its postings"
+
 _RULES = {
-    "a balance is the sum of its entries": _BALANCES,
-    "a user's balance has the time of its last posting": _BALANCE_TIMES,
-    "versions count without a gap": _VERSIONS,
-    "each balance after is the one before and its posting": _RUNNING_BALANCES,
-    "time does not run backwards along versions": _TIMES,
-    "what was told is what was posted": _BOOKED_AS_TOLD,
     "a correction is posted as it was recorded": _CORRECTED_AS_RECORDED,
     "a reversal takes back what its reward posted": _REVERSED,
     "an adjustment is what two persons agreed on": _APPROVED,
-    "an amount has the decimals of its currency": _SCALES,
-    "the fingerprint is of what was told": _FINGERPRINTS,
-    "the digest is of the believed bytes": _DIGESTS,
-    "debits and credits of a currency are the sum of its postings": _TOTALS,
-    "a period's totals are the sum of its postings": _PERIODS,
-    "each reward has one place in commit order": _PLACES,
+    SEALED: _ROWS,
+    "the digest is of the believed bytes": _QUARANTINE_DIGESTS,
     "each believed delivery has one outcome": _OUTCOMES,
     "what the ingress counted as done stands in the books": _COUNTED,
     **verify_finance.RULES,
 }
+"""What is looked at as a whole, each time: small tables, and counts."""
+
+
+async def look_at_rules(connection: Connection) -> list[Finding]:
+    """What does not hold of the small tables and of what the ingress counted."""
+    findings = []
+    for rule, query in _RULES.items():
+        findings += await find_of(connection, rule, query)
+    return findings
+
+
+async def look_at_all(connection: Connection) -> list[Finding]:
+    """Every difference, in the snapshot of the database transaction that ``connection`` is in."""
+    end = await get_end(connection)
+    brought, findings = await look_at_commits(connection, 0, end.position)
+    return [
+        *findings,
+        *await look_at_counts(connection, brought),
+        *await look_at_users(connection, Users()),
+        *await look_at_houses(connection),
+        *await look_at_periods(connection, 0),
+        *await look_at_rules(connection),
+    ]
+
+
+async def verify(connection: Connection) -> list[Finding]:
+    """Every difference in the books, empty when they hold; one part of them after the other.
+
+    Needs a connection outside a database transaction; a role that may read is enough.
+    """
+    async with connection.transaction():
+        await connection.execute(SNAPSHOT)
+        return await look_at_all(connection)
+
+
+SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"

@@ -10,6 +10,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class CorrectionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CORRECTION_KIND_UNSPECIFIED: _ClassVar[CorrectionKind]
+    CORRECTION_KIND_REVERSAL: _ClassVar[CorrectionKind]
+    CORRECTION_KIND_ADJUSTMENT: _ClassVar[CorrectionKind]
+
 class MovementGroup(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MOVEMENT_GROUP_UNSPECIFIED: _ClassVar[MovementGroup]
@@ -17,6 +23,9 @@ class MovementGroup(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MOVEMENT_GROUP_TYPE: _ClassVar[MovementGroup]
     MOVEMENT_GROUP_REWARD_TYPE: _ClassVar[MovementGroup]
     MOVEMENT_GROUP_CATEGORY: _ClassVar[MovementGroup]
+CORRECTION_KIND_UNSPECIFIED: CorrectionKind
+CORRECTION_KIND_REVERSAL: CorrectionKind
+CORRECTION_KIND_ADJUSTMENT: CorrectionKind
 MOVEMENT_GROUP_UNSPECIFIED: MovementGroup
 MOVEMENT_GROUP_CAMPAIGN: MovementGroup
 MOVEMENT_GROUP_TYPE: MovementGroup
@@ -116,12 +125,14 @@ class ListRewardsRequest(_message.Message):
     def __init__(self, user_id: _Optional[str] = ..., currency: _Optional[str] = ..., campaign_id: _Optional[str] = ..., type: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListRewardsResponse(_message.Message):
-    __slots__ = ("rewards", "next_page_token")
+    __slots__ = ("rewards", "next_page_token", "corrections")
     REWARDS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CORRECTIONS_FIELD_NUMBER: _ClassVar[int]
     rewards: _containers.RepeatedCompositeFieldContainer[Reward]
     next_page_token: str
-    def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    corrections: _containers.RepeatedCompositeFieldContainer[Correction]
+    def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., corrections: _Optional[_Iterable[_Union[Correction, _Mapping]]] = ...) -> None: ...
 
 class GetRewardRequest(_message.Message):
     __slots__ = ("reward_id",)
@@ -136,7 +147,7 @@ class GetRewardResponse(_message.Message):
     def __init__(self, reward: _Optional[_Union[Reward, _Mapping]] = ...) -> None: ...
 
 class Reward(_message.Message):
-    __slots__ = ("reward_id", "user_id", "campaign_id", "type", "reward_type", "reward_name", "status", "transaction_id", "category", "details_json", "expires_at", "recorded_at", "posting", "code")
+    __slots__ = ("reward_id", "user_id", "campaign_id", "type", "reward_type", "reward_name", "status", "transaction_id", "category", "details_json", "expires_at", "recorded_at", "posting", "code", "reversed")
     REWARD_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     CAMPAIGN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +162,7 @@ class Reward(_message.Message):
     RECORDED_AT_FIELD_NUMBER: _ClassVar[int]
     POSTING_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
+    REVERSED_FIELD_NUMBER: _ClassVar[int]
     reward_id: str
     user_id: str
     campaign_id: str
@@ -165,7 +177,30 @@ class Reward(_message.Message):
     recorded_at: _timestamp_pb2.Timestamp
     posting: Posting
     code: str
-    def __init__(self, reward_id: _Optional[str] = ..., user_id: _Optional[str] = ..., campaign_id: _Optional[str] = ..., type: _Optional[str] = ..., reward_type: _Optional[str] = ..., reward_name: _Optional[str] = ..., status: _Optional[str] = ..., transaction_id: _Optional[str] = ..., category: _Optional[str] = ..., details_json: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., recorded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., posting: _Optional[_Union[Posting, _Mapping]] = ..., code: _Optional[str] = ...) -> None: ...
+    reversed: Amount
+    def __init__(self, reward_id: _Optional[str] = ..., user_id: _Optional[str] = ..., campaign_id: _Optional[str] = ..., type: _Optional[str] = ..., reward_type: _Optional[str] = ..., reward_name: _Optional[str] = ..., status: _Optional[str] = ..., transaction_id: _Optional[str] = ..., category: _Optional[str] = ..., details_json: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., recorded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., posting: _Optional[_Union[Posting, _Mapping]] = ..., code: _Optional[str] = ..., reversed: _Optional[_Union[Amount, _Mapping]] = ...) -> None: ...
+
+class Correction(_message.Message):
+    __slots__ = ("key", "kind", "reward_id", "user_id", "reason", "actor", "approver", "posting", "rewards_before")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REWARD_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    APPROVER_FIELD_NUMBER: _ClassVar[int]
+    POSTING_FIELD_NUMBER: _ClassVar[int]
+    REWARDS_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    kind: CorrectionKind
+    reward_id: str
+    user_id: str
+    reason: str
+    actor: str
+    approver: str
+    posting: Posting
+    rewards_before: int
+    def __init__(self, key: _Optional[str] = ..., kind: _Optional[_Union[CorrectionKind, str]] = ..., reward_id: _Optional[str] = ..., user_id: _Optional[str] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., approver: _Optional[str] = ..., posting: _Optional[_Union[Posting, _Mapping]] = ..., rewards_before: _Optional[int] = ...) -> None: ...
 
 class Posting(_message.Message):
     __slots__ = ("debit_account", "credit_account", "amount", "version", "balance_after", "posted_at")
@@ -200,12 +235,34 @@ class WatchRewardsRequest(_message.Message):
     def __init__(self, token: _Optional[str] = ..., from_beginning: _Optional[bool] = ..., user_id: _Optional[str] = ..., currency: _Optional[str] = ..., campaign_id: _Optional[str] = ..., type: _Optional[str] = ...) -> None: ...
 
 class WatchRewardsResponse(_message.Message):
-    __slots__ = ("rewards", "token")
+    __slots__ = ("rewards", "token", "corrections")
     REWARDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CORRECTIONS_FIELD_NUMBER: _ClassVar[int]
     rewards: _containers.RepeatedCompositeFieldContainer[Reward]
     token: str
-    def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., token: _Optional[str] = ...) -> None: ...
+    corrections: _containers.RepeatedCompositeFieldContainer[Correction]
+    def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., token: _Optional[str] = ..., corrections: _Optional[_Iterable[_Union[Correction, _Mapping]]] = ...) -> None: ...
+
+class ReverseRewardRequest(_message.Message):
+    __slots__ = ("reward_id", "amount", "key", "reason", "allow_negative")
+    REWARD_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    reward_id: str
+    amount: str
+    key: str
+    reason: str
+    allow_negative: bool
+    def __init__(self, reward_id: _Optional[str] = ..., amount: _Optional[str] = ..., key: _Optional[str] = ..., reason: _Optional[str] = ..., allow_negative: _Optional[bool] = ...) -> None: ...
+
+class ReverseRewardResponse(_message.Message):
+    __slots__ = ("correction",)
+    CORRECTION_FIELD_NUMBER: _ClassVar[int]
+    correction: Correction
+    def __init__(self, correction: _Optional[_Union[Correction, _Mapping]] = ...) -> None: ...
 
 class ListCurrencyTotalsRequest(_message.Message):
     __slots__ = ("as_of",)

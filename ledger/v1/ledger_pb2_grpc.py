@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class LedgerServiceStub:
-    """LedgerService answers from the books of rewards; it changes nothing.
+    """LedgerService answers from the books of rewards. It changes nothing but by ReverseReward, which
+    adds a posting.
 
     Every answer is one snapshot of the books. Currencies may be asked for in lower case; answers
     give them in upper case. Errors carry google.rpc.ErrorInfo with a reason and the domain
@@ -34,8 +35,9 @@ class LedgerServiceStub:
     the whole message cannot be read), and what may succeed later carries google.rpc.RetryInfo.
 
     A caller is known by "authorization: Bearer TOKEN" or by its client certificate, and has scopes:
-    balances, history, totals, watch, codes. Each method says which it needs. A caller who is not
-    known gets UNAUTHENTICATED, one without the scope PERMISSION_DENIED, before its request is read.
+    balances, history, totals, watch, reverse, codes. Each method says which it needs. A caller who is
+    not known gets UNAUTHENTICATED, one without the scope PERMISSION_DENIED, before its request is
+    read. Where nobody has to say who they are, everybody has all scopes but reverse.
     """
 
     def __init__(self, channel):
@@ -89,10 +91,16 @@ class LedgerServiceStub:
                 request_serializer=ledger_dot_v1_dot_ledger__pb2.WatchRewardsRequest.SerializeToString,
                 response_deserializer=ledger_dot_v1_dot_ledger__pb2.WatchRewardsResponse.FromString,
                 _registered_method=True)
+        self.ReverseReward = channel.unary_unary(
+                '/ledger.v1.LedgerService/ReverseReward',
+                request_serializer=ledger_dot_v1_dot_ledger__pb2.ReverseRewardRequest.SerializeToString,
+                response_deserializer=ledger_dot_v1_dot_ledger__pb2.ReverseRewardResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer:
-    """LedgerService answers from the books of rewards; it changes nothing.
+    """LedgerService answers from the books of rewards. It changes nothing but by ReverseReward, which
+    adds a posting.
 
     Every answer is one snapshot of the books. Currencies may be asked for in lower case; answers
     give them in upper case. Errors carry google.rpc.ErrorInfo with a reason and the domain
@@ -100,8 +108,9 @@ class LedgerServiceServicer:
     the whole message cannot be read), and what may succeed later carries google.rpc.RetryInfo.
 
     A caller is known by "authorization: Bearer TOKEN" or by its client certificate, and has scopes:
-    balances, history, totals, watch, codes. Each method says which it needs. A caller who is not
-    known gets UNAUTHENTICATED, one without the scope PERMISSION_DENIED, before its request is read.
+    balances, history, totals, watch, reverse, codes. Each method says which it needs. A caller who is
+    not known gets UNAUTHENTICATED, one without the scope PERMISSION_DENIED, before its request is
+    read. Where nobody has to say who they are, everybody has all scopes but reverse.
     """
 
     def GetBalance(self, request, context):
@@ -135,10 +144,10 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRewards(self, request, context):
-        """ListRewards gives a user's rewards, newest first, page by page.
+        """ListRewards gives a user's rewards and corrections, newest first, page by page.
 
-        Rewards may arrive while pages are read: no page repeats a reward, and none skips one that was
-        there when the first was read.
+        Both may arrive while pages are read: no page repeats one, and none skips one that was there
+        when the first was read.
 
         Needs the scope history.
         """
@@ -185,10 +194,11 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRewards(self, request, context):
-        """WatchRewards gives every reward once, in commit order, within a second of its commit.
+        """WatchRewards gives every reward and every correction once, in commit order, within a second of
+        its commit.
 
-        The order is one and the same for everybody: a reward that was committed after another comes
-        after it, whichever began first, and along a user's currency versions ascend. Every message
+        The order is one and the same for everybody: what was committed after another comes after it,
+        whichever began first, and along a user's currency versions ascend without a gap. Every message
         carries a token; a stream that begins with it goes on behind that message, without a gap and
         without a repeat, in whichever process. The first message comes at once and only says where
         the stream begins; so do those that come while there is nothing to tell.
@@ -206,6 +216,26 @@ class LedgerServiceServicer:
         cut, there or on the way, does not.
 
         Needs the scope watch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReverseReward(self, request, context):
+        """ReverseReward takes back what a reward credited, whole or in part, by the opposite posting.
+
+        It is posted once for each key: asked again with the same key, reward and amount, it gives the
+        correction that stands there, whoever asks and for whatever reason. So whoever does not know
+        what became of it asks again. The answer comes after the commit. The caller's name is kept in
+        the books as who did it.
+
+        NOT_FOUND if the books do not have the reward; FAILED_PRECONDITION if nothing is left to take
+        back, if less is left than the amount (what is left is told as left in the metadata of
+        google.rpc.ErrorInfo), or if the user's balance would go below zero and that is not allowed
+        (what it would be is told there as balance); ALREADY_EXISTS if the key stands for another
+        correction. Then nothing was posted. UNIMPLEMENTED where the service was not set up to correct.
+
+        Needs the scope reverse.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -259,6 +289,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     request_deserializer=ledger_dot_v1_dot_ledger__pb2.WatchRewardsRequest.FromString,
                     response_serializer=ledger_dot_v1_dot_ledger__pb2.WatchRewardsResponse.SerializeToString,
             ),
+            'ReverseReward': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReverseReward,
+                    request_deserializer=ledger_dot_v1_dot_ledger__pb2.ReverseRewardRequest.FromString,
+                    response_serializer=ledger_dot_v1_dot_ledger__pb2.ReverseRewardResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'ledger.v1.LedgerService', rpc_method_handlers)
@@ -268,7 +303,8 @@ def add_LedgerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LedgerService:
-    """LedgerService answers from the books of rewards; it changes nothing.
+    """LedgerService answers from the books of rewards. It changes nothing but by ReverseReward, which
+    adds a posting.
 
     Every answer is one snapshot of the books. Currencies may be asked for in lower case; answers
     give them in upper case. Errors carry google.rpc.ErrorInfo with a reason and the domain
@@ -276,8 +312,9 @@ class LedgerService:
     the whole message cannot be read), and what may succeed later carries google.rpc.RetryInfo.
 
     A caller is known by "authorization: Bearer TOKEN" or by its client certificate, and has scopes:
-    balances, history, totals, watch, codes. Each method says which it needs. A caller who is not
-    known gets UNAUTHENTICATED, one without the scope PERMISSION_DENIED, before its request is read.
+    balances, history, totals, watch, reverse, codes. Each method says which it needs. A caller who is
+    not known gets UNAUTHENTICATED, one without the scope PERMISSION_DENIED, before its request is
+    read. Where nobody has to say who they are, everybody has all scopes but reverse.
     """
 
     @staticmethod
@@ -513,6 +550,33 @@ class LedgerService:
             '/ledger.v1.LedgerService/WatchRewards',
             ledger_dot_v1_dot_ledger__pb2.WatchRewardsRequest.SerializeToString,
             ledger_dot_v1_dot_ledger__pb2.WatchRewardsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReverseReward(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ledger.v1.LedgerService/ReverseReward',
+            ledger_dot_v1_dot_ledger__pb2.ReverseRewardRequest.SerializeToString,
+            ledger_dot_v1_dot_ledger__pb2.ReverseRewardResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,11 @@ FROM told
 GROUP BY 1, 4;
 """
 
+_SEAL = """
+ALTER TABLE rewards ALTER COLUMN seal TYPE bigint USING reward_seal(rewards);
+ALTER TABLE postings ALTER COLUMN seal TYPE bigint USING posting_seal(postings);
+"""
+
 
 def fill(url: str, count: int) -> None:
     """Put `count` rewards into the empty books of `url`, of a tenth as many users."""
@@ -73,4 +78,5 @@ def fill(url: str, count: int) -> None:
         connection.execute("SET work_mem = '256MB'")
         connection.execute(_FILL, told)
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_SEAL)
         connection.execute("VACUUM (ANALYZE)")

@@ -16,10 +16,11 @@ from ledger.callers import Scope
 from ledger.counting import PUBLISH_EVERY_SECONDS
 from ledger.database import Pool, Role
 from ledger.lines import Lines
+from ledger.listening import Server, create_server
 from ledger.metrics import Load, Metrics
 from ledger.observing import METHODS, STANDARD_OUTPUT, STATUSES, Observer
 from ledger.reading import Reader
-from ledger.server import POOL_SIZE_MAX, Server, create_server
+from ledger.server import POOL_SIZE_MAX
 from ledger.service import LedgerService
 
 

@@ -17,6 +17,7 @@ UPDATE balances SET posted_at = (
     SELECT max(posted_at) FROM entries
     WHERE entries.account = balances.account AND entries.currency = balances.currency
 );
+UPDATE postings SET seal = posting_seal(postings);
 UPDATE period_totals SET corrections = (
     SELECT count(correction_key) FROM postings
     WHERE postings.currency = period_totals.currency

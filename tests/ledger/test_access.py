@@ -110,6 +110,7 @@ def test_each_method_needs_its_scope_before_its_message_is_read(
         "ListMovements": "totals",
         "GetTrialBalance": "totals",
         "WatchRewards": "watch",
+        "ReverseReward": "reverse",
     }
     methods = [m.name for m in pb.DESCRIPTOR.services_by_name["LedgerService"].methods]
     assert set(methods) <= set(needed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ledger import calls, server
+from ledger import calls, listening
 from ledger.database import Pool, Role
 from ledger.reading import Reader
 from ledger.service import LedgerService
@@ -33,10 +33,10 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def started(database: Database, port: int, **options: Any) -> AsyncIterator[server.Server]:
+async def started(database: Database, port: int, **options: Any) -> AsyncIterator[listening.Server]:
     """A server whose parts can be had."""
     async with Pool(database.url(Role.READER), Role.READER, size_max=4) as pool:
-        created = server.create_server(LedgerService(Reader(pool)), **options)
+        created = listening.create_server(LedgerService(Reader(pool)), **options)
         created.grpc.add_insecure_port(f"127.0.0.1:{port}")
         await created.start()
         try:
@@ -114,8 +114,8 @@ def test_a_caller_that_vanished_without_a_word_is_noticed(
     database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody says that the connection is gone, and nothing more is sent on it."""
-    monkeypatch.setattr(server, "KEEPALIVE_SECONDS", 0.5)
-    monkeypatch.setattr(server, "KEEPALIVE_ANSWER_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(listening, "KEEPALIVE_SECONDS", 0.5)
+    monkeypatch.setattr(listening, "KEEPALIVE_ANSWER_SECONDS_MAX", 0.2)
 
     async def main() -> None:
         port = free_port()

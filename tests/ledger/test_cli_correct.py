@@ -44,8 +44,10 @@ def test_a_reward_is_taken_back_once_and_shown_so(books: Database) -> None:
         assert (line["kind"], line["amount"], line["balance_after"]) == ("reversal", "400", "0")
     (line,) = told("corrections", "user-1", "--json")
     assert (line["reward_id"], line["reason"], line["actor"]) == ("reward-1", "a mistake", "ann")
-    (line,) = told("history", "user-1", "--json")
-    assert (line["amount"], line["reversed"]) == ("400", "400")
+    mended, credited = told("history", "user-1", "--json")
+    assert (credited["amount"], credited["reversed"]) == ("400", "400")
+    shown = [mended[name] for name in ("reward", "type", "name", "amount", "balance after")]
+    assert shown == ["reward-1", "reversal", "a mistake", "-400", "0"]
     assert "the books hold" in told("verify")
 
 

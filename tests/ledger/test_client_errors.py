@@ -5,6 +5,7 @@ import pickle
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from typing import Any
 
 import grpc
@@ -18,17 +19,22 @@ from google.rpc.status_pb2 import Status as RpcStatus
 from ledger import errors, problems
 from ledger.client import (
     AsyncLedgerClient,
+    BalanceTooLow,
     BooksUnavailable,
     ClientError,
+    CorrectionsOff,
     DeadlineExceeded,
     FellBehind,
     InvalidArgument,
+    KeyConflict,
     LedgerClient,
+    NothingToReverse,
     Overloaded,
     PermissionDenied,
     Refused,
     RewardNotFound,
     ServiceFault,
+    TooMuchToReverse,
     Unauthenticated,
     Unavailable,
     Unreachable,
@@ -204,6 +210,11 @@ REFUSALS: list[tuple[Exception, type[ClientError]]] = [
     (errors.Unauthenticated(), Unauthenticated),
     (errors.PermissionDenied("history"), PermissionDenied),
     (errors.RewardNotFound(), RewardNotFound),
+    (errors.NothingToReverse(), NothingToReverse),
+    (errors.TooMuchToReverse("12.50"), TooMuchToReverse),
+    (errors.BalanceTooLow("-3"), BalanceTooLow),
+    (errors.IdempotencyConflict(), KeyConflict),
+    (errors.CorrectionsOff(), CorrectionsOff),
     (errors.Overloaded(), Overloaded),
     (errors.FellBehind(), FellBehind),
     (errors.DeadlineExceeded(), DeadlineExceeded),
@@ -234,6 +245,10 @@ def test_every_problem_is_raised_as_its_error_and_can_be_sent_to_another_process
         if isinstance(error, PermissionDenied):
             assert error.scope == "history"
             assert "history" in str(error)
+        if isinstance(error, TooMuchToReverse):
+            assert (error.left, "12.50" in str(error)) == (Decimal("12.50"), True)
+        if isinstance(error, BalanceTooLow):
+            assert (error.balance, "-3" in str(error)) == (Decimal(-3), True)
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is expected
         assert (str(again), vars(again)) == (str(error), vars(error))

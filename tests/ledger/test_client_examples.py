@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
+from ledger.config import AccessSettings, ServeSettings
+from ledger.database import Role
 from ledger.writing import post
 from tests.conftest import Database, Run
 from tests.rewards import reward
@@ -30,17 +32,28 @@ REWARD = reward(REWARD_ID, "15", user_id=USER, reward_name="$15")
 FOUND = f"15 USD after 1 postings\n{REWARD_ID} 15\n"
 
 
-def output(database: Database, run: Run, command: list[str]) -> tuple[str, str]:
+def output(
+    database: Database,
+    run: Run,
+    command: list[str],
+    settings: ServeSettings | None = None,
+    **environment: str,
+) -> tuple[str, str]:
     """What ``command`` prints and what it complains of, while a server has that one reward."""
+    role = Role.CORRECTOR if settings is not None and settings.corrects else Role.READER
 
     async def main() -> tuple[str, str]:
         async with database.connected() as connection:
             await post(connection, [REWARD])
         port = free_port()
         here = [part.replace(ADDRESS, f"127.0.0.1:{port}") for part in command]
-        async with serving(database.url("ledger_reader"), port=port):
+        async with serving(database.url(role), port=port, settings=settings):
             process = await asyncio.create_subprocess_exec(
-                *here, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                *here,
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
             printed, complained = await asyncio.wait_for(process.communicate(), 60)
         return printed.decode(), complained.decode()
@@ -61,6 +74,23 @@ def test_python_asks(database: Database, run: Run, name: str, printed: str) -> N
     found, complained = output(database, run, [sys.executable, "-W", "error", "-c", example])
     ((today,),) = database.rows("SELECT (recorded_at AT TIME ZONE 'UTC')::date FROM rewards")
     assert (found, complained) == (printed.replace("TODAY", str(today)), "")
+
+
+def test_python_takes_back(database: Database, run: Run, tmp_path: Path) -> None:
+    callers = tmp_path / "callers.toml"
+    digest = hashlib.sha256(b"secret").hexdigest()
+    scopes = '["reverse", "history"]'
+    callers.write_text(f'[support]\ntoken_sha256 = "{digest}"\nscopes = {scopes}\n')
+    settings = ServeSettings(AccessSettings(None, str(callers)), corrects=True)
+    command = [sys.executable, "-W", "error", "-c", (EXAMPLES / "reverse.py").read_text()]
+    found, complained = output(database, run, command, settings, TOKEN="secret")
+    assert complained == ""
+    assert found.splitlines() == [
+        "5 taken back by support leaves 10",
+        "reversal 5 credited by mistake",
+        "reward 15 less 5",
+        "TOO_MUCH_TO_REVERSE 10",
+    ]
 
 
 def test_python_watches_and_goes_on_where_it_was(

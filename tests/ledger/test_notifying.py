@@ -30,7 +30,7 @@ class Watcher:
         self._next = asyncio.create_task(self._take())
 
     async def _take(self) -> Stretch:
-        while not (stretch := await anext(self._stream)).rewards:
+        while not (stretch := await anext(self._stream)).lines:
             pass
         return stretch
 
@@ -40,7 +40,7 @@ class Watcher:
         async with asyncio.timeout(SECONDS_MAX):
             while len(found) < count:
                 stretch = await self._next
-                found += [each.reward.reward_id for each in stretch.rewards]
+                found += [each.line.reward_id for each in stretch.lines]
                 self._next = asyncio.create_task(self._take())
         return found
 
@@ -298,7 +298,7 @@ def test_a_standby_is_watched_too_and_waited_for_when_it_lags(
                 await told(second.feed.watch(other, print))
             standby.rows("SELECT pg_wal_replay_resume()", SUPERUSER)
             assert await there.told(1) == ["c"]
-            assert not (await told(second.feed.watch(place, print))).rewards
+            assert not (await told(second.feed.watch(place, print))).lines
             await here.leave()
             await there.leave()
 

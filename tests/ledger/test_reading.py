@@ -84,7 +84,7 @@ async def plan_of(connection: Connection, statement: str, parameters: dict[str, 
             5000,
         ),
         (
-            history._LIST_REWARDS,
+            history._LIST_HISTORY,
             {
                 **RewardFilter("user-1", "USD")._asdict(),
                 "before": 2**62,
@@ -134,7 +134,7 @@ def test_a_page_reads_no_more_than_it_tells_wherever_it_is_and_whatever_it_passe
         async with database.connected(Role.READER) as connection:
             chosen = RewardFilter("user-1")
             for _ in range(6):
-                assert not (await history.list_rewards(connection, chosen, 2**62, 50)).rewards
+                assert not (await history.list_history(connection, chosen, 2**62, 50)).lines
             database.rows("ALTER TABLE rewards SET (autovacuum_enabled = false)")
             async with database.connected() as writer:
                 for start in range(0, 5000, 500):
@@ -149,10 +149,10 @@ def test_a_page_reads_no_more_than_it_tells_wherever_it_is_and_whatever_it_passe
                     (chosen._replace(end_time=datetime(2000, 1, 1, tzinfo=UTC)), 2**62, 0),
                 ):
                     looked_before = await blocks(connection)
-                    page = await history.list_rewards(
+                    page = await history.list_history(
                         connection, asked, before, 50, looked_at_max=200
                     )
-                    assert (len(page.rewards), page.below is not None) == (expected, True)
+                    assert (len(page.lines), page.below is not None) == (expected, True)
                     assert await blocks(connection) - looked_before < 1000
 
     run(main())
@@ -167,10 +167,10 @@ def test_of_large_rewards_a_page_takes_no_more_than_its_length(
             await post(connection, [reward(f"r-{i}", "1", details=details) for i in range(10, 30)])
         async with database.connected(Role.READER) as connection:
             chosen = RewardFilter("user-1")
-            page = await history.list_rewards(connection, chosen, 2**62, 50, length_max=95_000)
+            page = await history.list_history(connection, chosen, 2**62, 50, length_max=95_000)
         # The last one may pass it, so that a page is never empty.
-        assert [told.reward_id for told in page.rewards] == [f"r-{i}" for i in range(29, 19, -1)]
-        assert page.below == page.rewards[-1].number
+        assert [told.reward_id for told in page.lines] == [f"r-{i}" for i in range(29, 19, -1)]
+        assert page.below == page.lines[-1].number
 
     run(main())
 

@@ -190,6 +190,8 @@ def tls(tmp_path: Path) -> Files:
         ({"LEDGER_CALLERS": "DIR/key"}, "LEDGER_CALLERS is not TOML"),
         ({"LEDGER_LOG": "yes"}, "LEDGER_LOG must be json or off"),
         ({"LEDGER_LOG_KEY": "short"}, "LEDGER_LOG_KEY must have 16 to 64 bytes"),
+        ({"LEDGER_CORRECTIONS": "yes"}, "LEDGER_CORRECTIONS must be on or off"),
+        ({"LEDGER_CORRECTIONS": "on"}, "LEDGER_CORRECTIONS needs LEDGER_CALLERS"),
         ({"LEDGER_METRICS_BIND": "9465"}, "LEDGER_METRICS_BIND must be host:port"),
         ({"LEDGER_HEALTH_BIND": "health"}, "LEDGER_HEALTH_BIND must be host:port"),
         ({"LEDGER_PROCESSES": "65"}, "LEDGER_PROCESSES must be a whole number from 0 to 64"),
@@ -440,8 +442,8 @@ def test_what_cannot_be_started_is_tried_again(caplog: pytest.LogCaptureFixture)
 def test_an_old_connection_is_closed_and_its_calls_go_on_over_the_next(
     database: Database, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ledger.server.CONNECTION_AGE_MAX_SECONDS", 1)
-    monkeypatch.setattr("ledger.server.CONNECTION_AGE_GRACE_SECONDS", 1)
+    monkeypatch.setattr("ledger.listening.CONNECTION_AGE_MAX_SECONDS", 1)
+    monkeypatch.setattr("ledger.listening.CONNECTION_AGE_GRACE_SECONDS", 1)
 
     async def main() -> None:
         await one_reward(database)

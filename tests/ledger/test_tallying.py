@@ -221,7 +221,9 @@ def test_the_tallies_have_a_column_for_each_count_and_say_what_they_are_for(
     columns = database.rows(
         "SELECT attname FROM pg_attribute WHERE attrelid = 'tallies'::regclass AND attnum > 0"
     )
-    assert {name for (name,) in columns} == {*Tally._fields, "worker", "has_ended", "written_at"}
+    assert {name for (name,) in columns} == {
+        *Tally._fields, "worker", "has_ended", "written_at", "seal",
+    }  # fmt: skip
     described = database.rows("""
         SELECT obj_description('tallies'::regclass),
                obj_description('rewards_of_a_transaction'::regclass),

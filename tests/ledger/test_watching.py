@@ -20,6 +20,7 @@ from ledger.embedded import EmbeddedPostgres
 from ledger.errors import InvalidArgument
 from ledger.history import RewardFilter
 from ledger.operations.migrate import MIGRATIONS, migrate
+from ledger.operations.verify import verify
 from ledger.place import BEGINNING, Place
 from ledger.seal import Seal
 from ledger.v1 import ledger_pb2 as pb
@@ -557,6 +558,7 @@ def test_the_same_id_of_a_transaction_in_a_restored_cluster_is_another(
 
 AFTERWARDS = [
     *("0004_watching", "0007_notifying", "0008_corrections", "0011_movements", "0012_statements"),
+    "0013_seals",
 ]
 
 
@@ -573,7 +575,8 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             shutil.copy(path, tmp_path)
     monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", tmp_path)
     migrate(database.url())
-    # The writer of today tells movements, too.
+    # The writer of today seals, and tells movements, too.
+    database.rows("ALTER TABLE rewards ADD seal bigint; ALTER TABLE postings ADD seal bigint")
     migration = (MIGRATIONS / "0011_movements.sql").read_text()
     (table,) = re.findall(r"^CREATE TABLE movements .*?;\n", migration, re.DOTALL | re.MULTILINE)
     database.rows(f"{table} GRANT ALL ON movements TO ledger_writer")
@@ -589,6 +592,7 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             " ALTER TABLE rewards ALTER number SET GENERATED ALWAYS;"
             " ALTER TABLE rewards ENABLE TRIGGER USER"
         )
+        database.rows("ALTER TABLE rewards DROP seal; ALTER TABLE postings DROP seal")
         database.rows("DROP TABLE movements")
         monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", MIGRATIONS)
         assert migrate(database.url()).migrations == AFTERWARDS
@@ -597,5 +601,8 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             watch = Watch(channel, from_beginning=True)
             assert await watch.until(7) == [*names, "later"]
             assert [each.posting.version for each in watch.rewards] == list(range(1, 8))
+        # What was there was sealed as it stood.
+        async with database.connected(Role.READER, is_service=False) as connection:
+            assert await verify(connection) == []
 
     run(main())
