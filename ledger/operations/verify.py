@@ -212,6 +212,8 @@ FROM (
     SELECT concat('reconciliation ', number), seal, row_seal(to_jsonb(reconciliations))
     FROM reconciliations
     UNION ALL
+    SELECT concat('statement ', month), seal, row_seal(to_jsonb(statements)) FROM statements
+    UNION ALL
     SELECT 'the sealing key', seal, row_seal(to_jsonb(sealing_keys)) FROM sealing_keys
     UNION ALL
     SELECT concat('the tally of worker ', worker), seal, row_seal(to_jsonb(tallies)) FROM tallies

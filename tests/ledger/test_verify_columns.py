@@ -3,7 +3,7 @@
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -16,15 +16,18 @@ from ledger.correcting import approve, propose, reject, reverse
 from ledger.correction import Adjustment, Reversal
 from ledger.database import Connection, Role, conninfo
 from ledger.embedded import EmbeddedPostgres
+from ledger.operations.close import close as close_month
 from ledger.operations.verify import look_at_all
 from ledger.quarantine import Unposted, close, keep
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run, cloned
+from tests.ledger.past import move
 from tests.rewards import reward
 
 TABLES = [
-    *("balances", "commits", "corrections", "currencies", "period_totals", "postings"),
-    *("proposals", "quarantine", "reconciliations", "rewards", "sealing_keys", "tallies"),
+    *("balances", "commits", "corrections", "currencies", "movements", "period_totals", "postings"),
+    *("proposals", "quarantine", "reconciliations", "rewards", "sealing_keys"),
+    *("statements", "tallies"),
 ]
 
 ROWS = {
@@ -37,6 +40,7 @@ ROWS = {
 CHANGES = {
     "bigint": "coalesce({}, 0) + 1",
     "boolean": "NOT {}",
+    "date": "{} + 1",
     "bytea": "coalesce({}, '') || 'x'",
     "json": "'[1]'",
     "jsonb": "'[1]'",
@@ -95,6 +99,9 @@ async def fill(database: Database) -> None:
     database.rows(RECONCILED % "1")
     database.rows("UPDATE quarantine SET read_under = 'a digest' WHERE state = 'open'")
     database.rows("INSERT INTO currencies VALUES ('GEMS', 0, 'Gems')")
+    move(database, "timestamptz '2026-01-20Z' + interval '1 minute' * version")
+    async with database.connected(Role.CLOSER) as connection:
+        await close_month(connection, date(2026, 1, 1), "ann")
 
 
 @pytest.fixture(scope="module")
