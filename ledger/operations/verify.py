@@ -191,9 +191,13 @@ WHERE position = %(position)s
 
 
 async def look_at_periods(connection: Connection, position: int) -> list[Finding]:
-    """What does not hold of the periods' totals: of all, or from the day of a commit on."""
+    """What does not hold of the sums of periods: of all, or from the day of a commit on."""
     row = await (await connection.execute(_DAY_OF, {"position": position})).fetchone()
-    return await find_of(connection, TOTALLED, _PERIODS, since=row[0] if row else None)
+    since = row[0] if row else None
+    return [
+        *await find_of(connection, TOTALLED, _PERIODS, since=since),
+        *await find_of(connection, verify_finance.MOVED, verify_finance.MOVEMENTS, since=since),
+    ]
 
 
 _ROWS = """

@@ -3,14 +3,17 @@
 From the postings, the rewards and the corrections; statements from another roll-up than made them.
 """
 
+MOVED = "a day's movements are the sum of its postings"
+
 # As `ledger.writing` and `ledger.correcting` cut the texts.
-_MOVEMENTS = """
+MOVEMENTS = """
 WITH posted AS (
     SELECT posted_at, postings.currency, 'reward' AS kind, campaign_id, type, reward_type,
            reward_category, 0 AS debit, amount AS credit
     FROM postings
     LEFT JOIN rewards ON rewards.reward_id = postings.reward_id
     WHERE correction_key IS NULL
+      AND (%(since)s::timestamptz IS NULL OR posted_at >= %(since)s::timestamptz)
     UNION ALL
     SELECT posted_at, postings.currency, kind, campaign_id, type, reward_type, reward_category,
            CASE WHEN starts_with(postings.debit_account, 'user:') THEN postings.amount ELSE 0 END,
@@ -19,6 +22,7 @@ WITH posted AS (
     LEFT JOIN corrections ON corrections.correction_key = postings.correction_key
     LEFT JOIN rewards ON rewards.reward_id = corrections.reward_id
     WHERE postings.correction_key IS NOT NULL
+      AND (%(since)s::timestamptz IS NULL OR posted_at >= %(since)s::timestamptz)
 ),
 derived AS (
     SELECT
@@ -41,7 +45,12 @@ SELECT
     derived.debits || ' / ' || derived.credits || ' in ' || derived.postings,
     held.debits || ' / ' || held.credits || ' in ' || held.postings
 FROM derived
-FULL JOIN movements AS held
+FULL JOIN (
+    SELECT day, currency, kind, campaign_id, type, reward_type, reward_category, debits, credits,
+           postings
+    FROM movements
+    WHERE %(since)s::timestamptz IS NULL OR day >= (%(since)s::timestamptz AT TIME ZONE 'UTC')::date
+) AS held
     ON held.day = derived.day AND held.currency = derived.currency AND held.kind = derived.kind
     AND held.campaign_id = derived.campaign_id AND held.type = derived.type
     AND held.reward_type = derived.reward_type AND held.reward_category = derived.reward_category
@@ -150,8 +159,7 @@ WHERE text <> again
 """
 
 RULES = {
-    "a day's movements are the sum of its postings": _MOVEMENTS,
     "what a period's totals tell apart is the sum of its corrections": _PERIOD_PARTS,
     "a statement is what was posted until its month's end": _STATEMENTS,
 }
-"""Each rule as a sentence, and the query of what breaks it: subject, expected, found."""
+"""Each rule of what is small, and the query of what breaks it: subject, expected, found."""
