@@ -95,7 +95,12 @@ def _number(value: float) -> str:
     text = repr(value)
     if 1e-4 <= size < 1e16:
         return text
-    if 1e-6 <= size < 1e21:
+    if 1e-6 <= size < 1e-4:
+        # Python ends such a text in e-05 or e-06.
+        zeros = "0.0000" if text[-1] == "5" else "0.00000"
+        digits = text[:-4].replace(".", "")
+        return zeros + digits if value > 0 else f"-{zeros}{digits[1:]}"
+    if 1e16 <= size < 1e21:
         return format(Decimal(text), "f")
     if size == float("inf"):
         return "null"

@@ -23,6 +23,7 @@ import pytest
 from ledger.client import LedgerClient
 from ledger.operations.welcome import PATH, REWARD, compact, sign
 from tests.conftest import initialise
+from tests.serving import free_port
 
 LEDGER = [sys.executable, "-m", "ledger"]
 
@@ -78,9 +79,7 @@ class Place(NamedTuple):
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 @contextmanager

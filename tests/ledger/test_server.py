@@ -143,7 +143,7 @@ def test_no_method_waits_for_a_message_that_does_not_come_or_reads_one_that_is_n
                 assert await refusal(channel.stream_unary(path)()) == TOO_LATE, path
             assert await value(channel) == "400"
 
-    assert len(METHODS) == 7
+    assert len(METHODS) == 9
     run(main())
 
 

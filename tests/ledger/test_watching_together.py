@@ -358,6 +358,7 @@ def test_a_fault_of_ours_ends_the_stream_without_a_word_of_it(
         async with watching_books(database) as channel:
             watch = await Watch(channel).begin()
             # Books of another shape than the program thinks: a text that is no time.
+            database.rows("DROP FUNCTION commit_seal")
             database.rows(
                 "ALTER TABLE commits ALTER committed_at TYPE text USING 'secret',"
                 " ALTER committed_at SET DEFAULT 'secret'"
