@@ -24,6 +24,7 @@ from ingress.webhook import READ_SECONDS_MAX
 from ledger.embedded import EmbeddedPostgres
 from tests.conftest import OWNER, SUPERUSER, Database, throw_away_postgres
 from tests.ingress.deliveries import PATH, TOKEN, body, problem, signed
+from tests.serving import free_port
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS_MAX = 30.0
@@ -51,7 +52,7 @@ class Gunicorn:
     """A running ingress of its own processes, ended by its own process id."""
 
     def __init__(self, url: str, *arguments: str, **settings: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "-c", "ingress/gunicorn_conf.py", *arguments],
@@ -110,13 +111,6 @@ class Gunicorn:
 def _answer(client: http.client.HTTPConnection) -> Answer:
     response = client.getresponse()
     return Answer(response.status, response.headers, response.read())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _environment(**settings: str) -> dict[str, str]:
@@ -471,7 +465,7 @@ def test_it_does_not_start_with_a_bad_setting_and_says_so_in_one_line(
     ended = subprocess.run(
         [sys.executable, "-m", "gunicorn", "-c", "ingress/gunicorn_conf.py", *arguments],
         cwd=ROOT,
-        env=_environment(INGRESS_BIND=f"127.0.0.1:{_free_port()}", **(good | settings)),
+        env=_environment(INGRESS_BIND=f"127.0.0.1:{free_port()}", **(good | settings)),
         capture_output=True,
         text=True,
         timeout=WAIT_SECONDS_MAX,

@@ -752,7 +752,7 @@ def test_a_signal_ends_streams_at_once_and_the_running_call_finishes(
                 service = LedgerServiceStub(channel)
                 stream = service.WatchRewards(pb.WatchRewardsRequest())
                 assert (await stream.read()).token
-                make_slow(database, "rewards", 1.9)
+                make_slow(database, "rewards", 1.4)
                 request = pb.GetRewardRequest(reward_id="reward-1")
                 call = asyncio.ensure_future(service.GetReward(request))
                 await until_asked(database, "rewards")
