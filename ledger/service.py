@@ -11,7 +11,6 @@ from ledger.commits import Committed, Stretch
 from ledger.correction import Corrected, Reversal
 from ledger.errors import CorrectionsOff, InvalidAmount, InvalidArgument
 from ledger.reading import PastBalanceKey, Reader
-from ledger.replies import write_balance
 from ledger.requests import (
     balance_key,
     balance_keys,
@@ -71,7 +70,7 @@ class LedgerService(FinanceService):
         else:
             balance = await self._reader.balance(key)
         response = pb.GetBalanceResponse()
-        write_balance(balance, response.balance)
+        replies.write_balance(balance, response.balance)
         return response
 
     async def list_balances(self, request: pb.ListBalancesRequest) -> pb.ListBalancesResponse:
@@ -81,7 +80,7 @@ class LedgerService(FinanceService):
         balances = await self._reader.balances_of(user_id, as_of)
         response = pb.ListBalancesResponse()
         for balance in balances:
-            write_balance(balance, response.balances.add())
+            replies.write_balance(balance, response.balances.add())
         return response
 
     async def batch_get_balances(
@@ -95,7 +94,7 @@ class LedgerService(FinanceService):
         balances = await self._reader.balances(keys, as_of)
         response = pb.BatchGetBalancesResponse()
         for balance in balances:
-            write_balance(balance, response.balances.add())
+            replies.write_balance(balance, response.balances.add())
         return response
 
     async def list_rewards(self, request: pb.ListRewardsRequest) -> pb.ListRewardsResponse:
@@ -111,12 +110,11 @@ class LedgerService(FinanceService):
         below, last = found.below, before
         size_bytes = 0
         for line in found.lines:
-            told = replies.line(line, len(response.rewards))
-            size_bytes += told.ByteSize()
+            size_bytes += replies.add(line, response).ByteSize()
             if last != before and size_bytes > PAGE_SIZE_MAX_BYTES:
+                replies.remove_last(line, response)
                 below = last
                 break
-            replies.add(response, told)
             last = line.number
         if below is not None:
             response.next_page_token = page.token(seal, below, chosen)
@@ -125,7 +123,9 @@ class LedgerService(FinanceService):
     async def get_reward(self, request: pb.GetRewardRequest) -> pb.GetRewardResponse:
         """One reward."""
         reward = await self._reader.reward(identifier(request.reward_id, "reward_id"))
-        return pb.GetRewardResponse(reward=replies.reward(reward))
+        response = pb.GetRewardResponse()
+        replies.write_reward(reward, response.reward)
+        return response
 
     async def list_currency_totals(
         self, request: pb.ListCurrencyTotalsRequest
@@ -154,7 +154,9 @@ class LedgerService(FinanceService):
             found = await self._reverse(asked, may_go_below_zero=request.allow_negative)
         except InvalidAmount:
             raise InvalidArgument("amount", "has more decimals than its currency") from None
-        return pb.ReverseRewardResponse(correction=replies.correction(found))
+        response = pb.ReverseRewardResponse()
+        replies.write_correction(found, response.correction)
+        return response
 
     async def watch_rewards(
         self, request: pb.WatchRewardsRequest, end: Callable[[Exception], None]
@@ -195,5 +197,5 @@ def _part(seal: Seal, stretch: Stretch, chosen: Sequence[Committed]) -> Part:
     token = place.token(seal, stretch.through)
     response = pb.WatchRewardsResponse(token=token)
     for each in chosen:
-        replies.add(response, replies.line(each.line, len(response.rewards)))
+        replies.add(each.line, response)
     return Part(response.SerializeToString(), token)

@@ -1,9 +1,7 @@
 """``python -m ingress``, as a process: what goes wrong is said in one sentence, with status 1."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +13,7 @@ from ingress.mapping import Mapping
 from ingress.spool import Delivery, Spool
 from ledger.quarantine import Unposted, keep
 from tests.conftest import OWNER, SUPERUSER, Database, Run
+from tests.forked import run_command
 from tests.ingress.deliveries import ABSENT, body
 from tests.ledger.test_cli import ledger
 
@@ -22,14 +21,7 @@ NOWHERE = "postgresql://nobody@/nothing?host=/nonexistent"
 
 
 def ingress(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ingress", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return run_command("ingress", *arguments, **environment)
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:

@@ -1,7 +1,6 @@
 """``python -m ingress mapping-check``, as a process: what would be booked, without any books."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ingress
+from tests.forked import run_command
 from tests.ingress.deliveries import ABSENT, EXAMPLE, body
 
 EXAMPLE_FILE = Path(ingress.__file__).with_name("mapping.toml")
@@ -23,14 +23,9 @@ def check(tmp_path):
         body_file.write_bytes(text)
         mapping_file.write_text(mapping or EXAMPLE_FILE.read_text())
         command = ["mapping-check", str(mapping_file), str(body_file), *options]
-        return subprocess.run(
-            [sys.executable, "-m", "ingress", *command],
-            # An address at which no database is.
-            env={**os.environ, "DATABASE_URL": "postgresql://127.0.0.1:1/none", **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        # An address at which no database is.
+        nowhere = {"DATABASE_URL": "postgresql://127.0.0.1:1/none"}
+        return run_command("ingress", *command, **{**nowhere, **environment})
 
     return check
 

@@ -1,9 +1,7 @@
 """The operator's commands, as processes, on a database that was given."""
 
 import json
-import os
 import subprocess
-import sys
 from datetime import UTC, timedelta, timezone
 
 import pytest
@@ -13,6 +11,7 @@ from typer.testing import CliRunner
 from ledger.cli import app
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
+from tests.forked import run_command
 from tests.rewards import reward
 
 
@@ -20,13 +19,7 @@ def ledger(
     database: Database | None, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     given = {"DATABASE_URL": database.url()} if database else {}
-    return subprocess.run(
-        [sys.executable, "-m", "ledger", *arguments],
-        env={**os.environ, **given, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_command("ledger", *arguments, **{**given, **environment})
 
 
 def commands(group: typer.Typer, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -1,20 +1,15 @@
 """`ledger caller`: a token is made, shown once, and known by its hash."""
 
 import subprocess
-import sys
 
 import pytest
 
 from ledger.callers import Scope, read_callers
+from tests.forked import run_command
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ledger", "caller", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_command("ledger", "caller", *arguments)
 
 
 def test_a_token_is_shown_apart_from_the_lines_that_know_it() -> None:
