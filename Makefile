@@ -33,7 +33,7 @@ demo: $(READY) ## show the main job on a throw-away database, and stop
 	@$(BIN)/ledger demo
 
 test: $(READY) ## run the whole test suite
-	@$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
+	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 hammer: $(READY) ## race writers for ten minutes, then reconcile
 	@HAMMER_SECONDS=600 $(BIN)/python -m pytest tests/test_hammer.py -s

@@ -39,9 +39,11 @@ async def reverse(
     async with connection.transaction():
         await connection.execute(_LOCK_REWARD, {"reward_id": reversal.reward_id})
         before = await get_correction(connection, reversal.key)
-        if before is not None:
-            return _same(before, reversal)
+        if before is not None and before.reward_id != reversal.reward_id:
+            raise IdempotencyConflict
         credited = await _credited(connection, reversal.reward_id)
+        if before is not None:
+            return _same(before, reversal.amount, credited.left)
         amount = credited.left if reversal.amount is None else reversal.amount
         if not credited.left:
             raise NothingToReverse
@@ -57,9 +59,9 @@ async def reverse(
         return await _post(connection, record, opposite, may_go_below_zero)
 
 
-def _same(before: Corrected, reversal: Reversal) -> Corrected:
-    is_other_amount = reversal.amount is not None and reversal.amount != Decimal(before.amount)
-    if before.reward_id != reversal.reward_id or is_other_amount:
+def _same(before: Corrected, amount: Decimal | None, left: Decimal) -> Corrected:
+    # All that was left is asked for again only where nothing is left; else a part has the key.
+    if left if amount is None else amount != Decimal(before.amount):
         raise IdempotencyConflict
     return before
 
@@ -267,16 +269,20 @@ WITH legs (account, debit, credit) AS (
     SELECT %(credit_account)s, 0, round(%(amount)s::numeric, scale)
     FROM currencies WHERE code = %(currency)s
 ),
+opened AS MATERIALIZED (
+    SELECT (max(month) + interval '1 month') AT TIME ZONE 'UTC' AS at FROM statements
+),
 held AS (
     INSERT INTO balances AS kept (account, currency, debits, credits, version, posted_at)
-    SELECT account, %(currency)s, debit, credit, 1, clock_timestamp()
+    SELECT account, %(currency)s, debit, credit, 1,
+           greatest(clock_timestamp(), (SELECT at FROM opened))
     FROM legs
     ORDER BY account COLLATE "C"
     ON CONFLICT (account, currency) DO UPDATE SET
         debits = kept.debits + excluded.debits,
         credits = kept.credits + excluded.credits,
         version = kept.version + 1,
-        posted_at = greatest(kept.posted_at, clock_timestamp())
+        posted_at = greatest(kept.posted_at, excluded.posted_at, clock_timestamp())
     RETURNING account, credits - debits AS balance, version, posted_at
 ),
 posted AS (

@@ -80,6 +80,7 @@ def conninfo(
         "idle_in_transaction_session_timeout": "5s",
         "jit": "off",
         "timezone": "UTC",
+        "bytea_output": "hex",
         **plans,
     }
     given = conninfo_to_dict(url)

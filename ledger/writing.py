@@ -200,10 +200,11 @@ def _judge(
 # `accepted` is the gate. Keys are inserted, and so locked, in their order: overlapping batches
 # cannot wait for each other in a ring. `held` follows, once for each account and batch, in key
 # order again; the time is taken when the row is locked, so that along an account it never runs
-# backwards. Then come `moved` and, locked for the shortest time, `totalled`, of which every batch
-# needs the same rows: what nobody reads, Postgres runs from the last to the first. Versions of a
-# batch follow the keys' own collation, as the rewards' numbers do.
-# The seals are what `reward_seal` and `posting_seal` make of the rows (0013_seals.sql).
+# backwards, nor, whatever the clock says, into a month that is closed. Then come `moved` and,
+# locked for the shortest time, `totalled`, of which every batch needs the same rows: what nobody
+# reads, Postgres runs from the last to the first. Versions of a batch follow the keys' own
+# collation, as the rewards' numbers do. The seals are what `reward_seal` and `posting_seal` make
+# of the rows (0013_seals.sql).
 _POST = """
 WITH batch AS MATERIALIZED (
     SELECT
@@ -213,7 +214,7 @@ WITH batch AS MATERIALIZED (
         currencies.scale AS decimals, now() AS recorded_at, hash_record_extended(
             ROW(
                 reward_id, type, reward_name, status, transaction_id, reward_expires_at,
-                reward_category, details, body, tnc, webhook_type, believed_bytes, now()
+                reward_category, details, body, tnc, webhook_type, believed_bytes, told.code, now()
             ), 0
         ) AS seal
     FROM unnest(
@@ -259,9 +260,13 @@ legs AS (
     UNION ALL
     SELECT credit_account, currency, 0, amount FROM booked
 ),
+opened AS MATERIALIZED (
+    SELECT (max(month) + interval '1 month') AT TIME ZONE 'UTC' AS at FROM statements
+),
 held AS (
     INSERT INTO balances AS kept (account, currency, debits, credits, version, posted_at)
-    SELECT account, currency, sum(debit), sum(credit), count(*), clock_timestamp()
+    SELECT account, currency, sum(debit), sum(credit), count(*),
+           greatest(clock_timestamp(), (SELECT at FROM opened))
     FROM legs
     GROUP BY account, currency
     ORDER BY account COLLATE "C", currency COLLATE "C"
@@ -269,7 +274,7 @@ held AS (
         debits = kept.debits + excluded.debits,
         credits = kept.credits + excluded.credits,
         version = kept.version + excluded.version,
-        posted_at = greatest(kept.posted_at, clock_timestamp())
+        posted_at = greatest(kept.posted_at, excluded.posted_at, clock_timestamp())
     RETURNING account, currency, credits - debits AS balance, version, posted_at
 ),
 timed AS MATERIALIZED (

@@ -2,6 +2,24 @@
 -- and category; and, of a period's totals, what was not a reward. Both kept by the statements
 -- that post (ledger/writing.py, ledger/correcting.py), so they are never behind.
 
+-- Who posts without a seal (0013_seals.sql) is a version from before, which would not keep these
+-- sums. It is told what it takes for books that are away: its senders send again, or it spools, until
+-- the new version is there. The tables are locked from here to the end, so the sums are whole.
+ALTER TABLE rewards ADD COLUMN seal bigint;
+ALTER TABLE postings ADD COLUMN seal bigint;
+
+CREATE FUNCTION refuse_older_version() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'these books were migrated for a newer version'
+        USING ERRCODE = 'cannot_connect_now';
+END
+$$;
+REVOKE ALL ON FUNCTION refuse_older_version FROM PUBLIC;
+CREATE TRIGGER rewards_are_sealed AFTER INSERT ON rewards
+    FOR EACH ROW WHEN (NEW.seal IS NULL) EXECUTE FUNCTION refuse_older_version();
+CREATE TRIGGER postings_are_sealed AFTER INSERT ON postings
+    FOR EACH ROW WHEN (NEW.seal IS NULL) EXECUTE FUNCTION refuse_older_version();
+
 CREATE TABLE movements (
     day date NOT NULL,
     currency text COLLATE "C" NOT NULL,

@@ -68,6 +68,8 @@ END
 $$;
 
 GRANT SELECT ON statements TO ledger_reader, ledger_closer;
+-- Who posts looks at when the last closed month ended.
+GRANT SELECT (month) ON statements TO ledger_writer, ledger_corrector;
 GRANT SELECT ON currencies, period_totals, commits TO ledger_closer;
 -- When, and as whom, nobody says but the database.
 GRANT INSERT (month, text, sha256, position, closed_by) ON statements TO ledger_closer;

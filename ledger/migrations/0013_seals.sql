@@ -4,9 +4,8 @@
 --
 -- Postgres's own hashes are cheap, and the same in each of its versions: partitions stand on them.
 
-ALTER TABLE rewards ADD COLUMN seal bigint;
 COMMENT ON COLUMN rewards.seal IS
-    'reward_seal() of the row, by the statement that posts. NULL: written by a version before.';
+    'reward_seal() of the row, by the statement that posts.';
 
 -- The fingerprint tells the other columns, and commit order the number and `written_by`.
 CREATE FUNCTION reward_seal(sealed rewards) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE
@@ -14,14 +13,13 @@ RETURN hash_record_extended(
     ROW(
         sealed.reward_id, sealed.type, sealed.reward_name, sealed.status, sealed.transaction_id,
         sealed.reward_expires_at, sealed.reward_category, sealed.details::text, sealed.body,
-        sealed.tnc::text, sealed.webhook_type, sealed.believed_bytes, sealed.recorded_at
+        sealed.tnc::text, sealed.webhook_type, sealed.believed_bytes, sealed.code, sealed.recorded_at
     ),
     0
 );
 
-ALTER TABLE postings ADD COLUMN seal bigint;
 COMMENT ON COLUMN postings.seal IS
-    'posting_seal() of the row, by the statement that posts. NULL: written by a version before.';
+    'posting_seal() of the row, by the statement that posts.';
 
 -- All else in a posting follows from other rows.
 CREATE FUNCTION posting_seal(sealed postings) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE
@@ -41,12 +39,19 @@ RETURN hash_record_extended(
     0
 );
 
--- What stands there is sealed as it stands: the tables are written anew, once.
+-- What stands there is sealed as it stands: the tables are written anew, once. The triggers of
+-- 0011_movements.sql hang on the column; the lock that drops them is held to the end.
+DROP TRIGGER rewards_are_sealed ON rewards;
+DROP TRIGGER postings_are_sealed ON postings;
 ALTER TABLE rewards ALTER COLUMN seal TYPE bigint USING reward_seal(rewards);
 ALTER TABLE postings ALTER COLUMN seal TYPE bigint USING posting_seal(postings);
 ALTER TABLE commits
     ALTER COLUMN seal TYPE bigint USING commit_seal(commits),
     ALTER COLUMN seal SET NOT NULL;
+CREATE TRIGGER rewards_are_sealed AFTER INSERT ON rewards
+    FOR EACH ROW WHEN (NEW.seal IS NULL) EXECUTE FUNCTION refuse_older_version();
+CREATE TRIGGER postings_are_sealed AFTER INSERT ON postings
+    FOR EACH ROW WHEN (NEW.seal IS NULL) EXECUTE FUNCTION refuse_older_version();
 
 -- As before (0008_corrections.sql), with the seal.
 CREATE OR REPLACE FUNCTION place_commit() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -88,7 +93,7 @@ GRANT USAGE ON SEQUENCE commits_position_seq TO ledger_writer, ledger_corrector;
 CREATE FUNCTION row_seal(sealed jsonb) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN hashtextextended((jsonb_strip_nulls(sealed) - 'seal')::text, 0);
 
-CREATE FUNCTION seal_row() RETURNS trigger LANGUAGE plpgsql SET timezone = 'UTC' AS $$
+CREATE FUNCTION seal_row() RETURNS trigger LANGUAGE plpgsql SET timezone = 'UTC' SET bytea_output = 'hex' AS $$
 BEGIN
     NEW.seal := row_seal(to_jsonb(NEW));
     RETURN NEW;
@@ -97,7 +102,7 @@ $$;
 
 -- Called again by a migration that fills a new column of rows which are there.
 CREATE FUNCTION seal_rows(of_table regclass) RETURNS void
-LANGUAGE plpgsql SET timezone = 'UTC' AS $$
+LANGUAGE plpgsql SET timezone = 'UTC' SET bytea_output = 'hex' AS $$
 BEGIN
     EXECUTE format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS seal bigint', of_table);
     EXECUTE format('COMMENT ON COLUMN %s.seal IS %L', of_table, 'row_seal() of the row.');

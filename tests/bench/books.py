@@ -10,6 +10,9 @@ FREQUENT_SHARE = 10
 # As the statement of `ledger.writing` leaves them; `ledger verify` finds nothing in them. Minutes
 # of a year are filled evenly, in the order of the rewards.
 _FILL = """
+DROP TRIGGER rewards_are_sealed ON rewards;
+DROP TRIGGER postings_are_sealed ON postings;
+
 CREATE TEMPORARY TABLE told AS
 SELECT
     n, 'r-' || n AS reward_id, 'campaign-' || n %% 5 AS campaign_id,
@@ -62,6 +65,10 @@ GROUP BY 1, 4;
 _SEAL = """
 ALTER TABLE rewards ALTER COLUMN seal TYPE bigint USING reward_seal(rewards);
 ALTER TABLE postings ALTER COLUMN seal TYPE bigint USING posting_seal(postings);
+CREATE TRIGGER rewards_are_sealed AFTER INSERT ON rewards
+    FOR EACH ROW WHEN (NEW.seal IS NULL) EXECUTE FUNCTION refuse_older_version();
+CREATE TRIGGER postings_are_sealed AFTER INSERT ON postings
+    FOR EACH ROW WHEN (NEW.seal IS NULL) EXECUTE FUNCTION refuse_older_version();
 """
 
 

@@ -102,15 +102,23 @@ def test_the_same_key_posts_once_and_gives_what_stands_there(database: Database,
         await books.fill()
         first = await books.correct(reverse, reversal(amount="100"))
         assert await books.correct(reverse, reversal(amount="100.00")) == first
-        assert await books.correct(reverse, reversal()) == first
         assert await books.balance() == "300"
+        rest = await books.correct(reverse, reversal("key-2"))
+        assert (rest.amount, await books.balance()) == ("300", "0")
+        assert await books.correct(reverse, reversal("key-2")) == rest
+        assert await books.correct(reverse, reversal("key-2", "300")) == rest
+        assert await books.correct(reverse, reversal()) == first
 
     run(main())
 
 
-@pytest.mark.parametrize("other", [{"amount": "99"}, {"reward_id": "reward-2"}])
+@pytest.mark.parametrize(
+    "other",
+    # The last: a part has the key, and all that is left would stay.
+    [{"amount": Decimal(99)}, {"reward_id": "reward-2"}, {"amount": None}],
+)
 def test_the_same_key_for_something_else_is_a_conflict(
-    database: Database, run: Run, other: dict[str, str]
+    database: Database, run: Run, other: dict[str, Any]
 ) -> None:
     async def main() -> None:
         books = Books(database)

@@ -8,7 +8,9 @@ import psycopg
 import pytest
 import uvloop
 
+from ledger.database import translated
 from ledger.embedded import EmbeddedPostgres
+from ledger.errors import DatabaseUnavailable
 from ledger.operations.migrate import MIGRATIONS
 from ledger.writing import post
 from tests.conftest import OWNER, SUPERUSER, Database
@@ -30,6 +32,7 @@ ROWS = {
         "currency": "'USD'",
         "believed_bytes": "'{}'",
         "fingerprint": "sha256('')",
+        "seal": "0",
     },
     "postings": {
         "user_id": "'user-1'",
@@ -41,6 +44,7 @@ ROWS = {
         "amount": "1",
         "balance_after": "401",
         "posted_at": "clock_timestamp()",
+        "seal": "0",
     },
     "balances": {
         "account": "'user:user-2'",
@@ -556,6 +560,18 @@ def test_the_row_that_the_refusals_change_is_accepted(
         assert connection.execute(insert(table)).rowcount == 1  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("table", ["rewards", "postings"])
+def test_a_version_from_before_that_still_posts_is_told_that_the_books_are_away(
+    books: Database, table: str
+) -> None:
+    with (
+        psycopg.connect(books.url(WRITER)) as connection,
+        pytest.raises(psycopg.Error) as caught,
+    ):
+        connection.execute(insert(table, seal="NULL"))  # type: ignore[call-overload]
+    assert isinstance(translated(caught.value), DatabaseUnavailable)
+
+
 @pytest.mark.parametrize("role", [WRITER, OWNER])
 @pytest.mark.parametrize("broken", ROW_REFUSALS)
 def test_a_row_that_breaks_a_rule_is_refused(books: Database, role: str, broken: Refusal) -> None:
@@ -579,6 +595,8 @@ MISSED_OTHERWISE = {
     ("rewards", "reward_amount"),
     ("rewards", "currency"),
     ("postings", "reward_id"),
+    ("rewards", "seal"),
+    ("postings", "seal"),
     ("statements", "month"),
     *(
         ("corrections", column)
@@ -741,6 +759,7 @@ def test_a_service_has_no_right_to_the_books_that_is_not_listed_here(books: Data
             for relation in ("currencies", "period_totals", "commits", "statements")
         ]
         + [(CLOSER, f"statements.{column}", "INSERT") for column in ROWS["statements"]]
+        + [(role, "statements.month", "SELECT") for role in (WRITER, CORRECTOR)]
     )
 
 

@@ -516,8 +516,9 @@ def test_rewards_that_nobody_posted_are_told_too(database: Database, run: Run) -
         async with watching_books(database) as channel, several(database, 1) as (connection,):
             live = await Watch(channel).begin()
             await connection.execute(
-                "INSERT INTO rewards (reward_id, user_id, campaign_id, believed_bytes, fingerprint)"
-                " SELECT 'r-' || i, 'user-1', 'campaign-1', '', sha256('')"
+                "INSERT INTO rewards"
+                " (reward_id, user_id, campaign_id, believed_bytes, fingerprint, seal)"
+                " SELECT 'r-' || i, 'user-1', 'campaign-1', '', sha256(''), 0"
                 " FROM generate_series(1, 3) AS i"
             )
             await connection.commit()
@@ -575,11 +576,12 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             shutil.copy(path, tmp_path)
     monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", tmp_path)
     migrate(database.url())
-    # The writer of today seals, and tells movements, too.
+    # The writer of today seals, tells movements, and looks at what is closed, too.
     database.rows("ALTER TABLE rewards ADD seal bigint; ALTER TABLE postings ADD seal bigint")
     migration = (MIGRATIONS / "0011_movements.sql").read_text()
     (table,) = re.findall(r"^CREATE TABLE movements .*?;\n", migration, re.DOTALL | re.MULTILINE)
     database.rows(f"{table} GRANT ALL ON movements TO ledger_writer")
+    database.rows("CREATE TABLE statements (month date); GRANT ALL ON statements TO ledger_writer")
     names = [f"r-{i}" for i in range(6)]
 
     async def main() -> None:
@@ -593,7 +595,7 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             " ALTER TABLE rewards ENABLE TRIGGER USER"
         )
         database.rows("ALTER TABLE rewards DROP seal; ALTER TABLE postings DROP seal")
-        database.rows("DROP TABLE movements")
+        database.rows("DROP TABLE movements, statements")
         monkeypatch.setattr("ledger.operations.migrate.MIGRATIONS", MIGRATIONS)
         assert migrate(database.url()).migrations == AFTERWARDS
         await posted(database, reward("later"))

@@ -12,7 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from ledger.database import Connection, Pool, Role
+from ledger.correcting import reverse
+from ledger.correction import Reversal
+from ledger.database import Connection, Pool, Role, conninfo
 from ledger.errors import (
     BrokenRule,
     DeadlineExceeded,
@@ -820,6 +822,33 @@ def test_what_is_too_much_is_turned_away_at_once_and_nothing_of_it_is_done(
 
     run(main())
     assert len(database.rows("SELECT reward_id FROM rewards")) == 3
+
+
+def test_whatever_the_clock_says_nothing_is_posted_into_a_month_that_is_closed(
+    database: Database, run: Run
+) -> None:
+    async def main() -> None:
+        async with database.connected() as connection:
+            await post(connection, [reward("before")])
+            # As if the clock had been set back by a month since.
+            database.rows(
+                """
+                ALTER TABLE statements DISABLE TRIGGER USER;
+                INSERT INTO statements (month, text, sha256, position, closed_by, seal)
+                SELECT date_trunc('month', now() AT TIME ZONE 'UTC'), '', sha256(''), 1, 'ann', 0
+                """
+            )
+            ((opened,),) = database.rows(
+                "SELECT (max(month) + interval '1 month') AT TIME ZONE 'UTC' FROM statements"
+            )
+            told = [reward("known user"), reward("new user", user_id="user-2")]
+            assert [outcome.posted_at for outcome in await post(connection, told)] == [opened] * 2  # type: ignore[union-attr]
+            reversing = conninfo(database.url(Role.CORRECTOR), Role.CORRECTOR)
+        async with await psycopg.AsyncConnection.connect(reversing, autocommit=True) as connection:
+            asked = Reversal("key", "before", None, "a mistake", "ann")
+            assert (await reverse(connection, asked)).posted_at == opened
+
+    run(main())
 
 
 def outlined(outcome: Any) -> tuple[Any, ...]:
