@@ -7,11 +7,15 @@ is closed when each that was open at its end has ended.
 
 import asyncio
 from datetime import date, datetime
+from decimal import Decimal
 from typing import NamedTuple
+
+from psycopg.errors import LockNotAvailable
 
 from ledger.coalescing import Seconds
 from ledger.database import Connection
 from ledger.money import plain
+from ledger.operations.verify_finance import STATEMENTS
 
 WAIT_SECONDS_MAX: Seconds = 10
 """How long what was open at the month's end may take to end. What is posted takes two at most."""
@@ -71,7 +75,9 @@ class Late(NamedTuple):
     why: str
 
 
-# Waited for: two at once make one statement.
+# Longer than whoever holds it waits: two at once make one statement.
+_WAIT_FOR_THE_LOCK = "SET LOCAL lock_timeout = '12s'"
+
 _LOCK = """
 SELECT pg_advisory_xact_lock('statements'::regclass::oid::bigint)
 """
@@ -157,6 +163,28 @@ INSERT INTO statements (month, text, sha256, position, closed_by)
 SELECT %(month)s, text, sha256(convert_to(text, 'UTF8')), position, %(closed_by)s FROM told
 """
 
+# What users were credited and debited, from the postings themselves, which both roll-ups sum up.
+_POSTED = """
+SELECT
+    currency, coalesce(sum(moved) FILTER (WHERE kind = 'reward'), 0),
+    coalesce(sum(moved) FILTER (WHERE kind = 'reversal'), 0),
+    coalesce(sum(moved) FILTER (WHERE kind = 'adjustment'), 0),
+    count(*) FILTER (WHERE kind = 'reward'), count(*) FILTER (WHERE kind = 'reversal'),
+    count(*) FILTER (WHERE kind = 'adjustment')
+FROM (
+    SELECT
+        postings.currency,
+        CASE WHEN postings.correction_key IS NULL THEN 'reward' ELSE kind END AS kind,
+        CASE WHEN starts_with(postings.credit_account, 'user:')
+            THEN postings.amount ELSE -postings.amount END AS moved
+    FROM postings
+    LEFT JOIN corrections ON corrections.correction_key = postings.correction_key
+    WHERE posted_at >= %(month)s::timestamp AT TIME ZONE 'UTC'
+      AND posted_at < (%(month)s::timestamp + interval '1 month') AT TIME ZONE 'UTC'
+) AS posted
+GROUP BY currency
+"""
+
 
 async def close(
     connection: Connection,
@@ -168,10 +196,11 @@ async def close(
     """The statement of ``month``, its first day, made now if there is none yet.
 
     Needs a connection of the closer's role, in autocommit mode. Raises ``CloseRefused`` when it is
-    not the next month's turn, when that is not over, or when not all of it can be seen yet.
+    not the next month's turn, when that is not over, when not all of it can be seen yet, or when
+    postings, movements and periods' totals do not tell the same of it.
     """
     async with connection.transaction():
-        await connection.execute(_LOCK)
+        await _lock(connection)
         closed = await get_statement(connection, month)
         if closed is None:
             await _check_turn(connection, month)
@@ -179,9 +208,21 @@ async def close(
             await _wait_for_the_open(connection, wait_seconds_max)
             await connection.execute(_CLOSE, {"month": month, "closed_by": closed_by})
             closed = await get_statement(connection, month)
-    if closed is None:
-        raise AssertionError
+            if closed is None:
+                raise AssertionError
+            # What is refused now is undone: nothing was written.
+            await _check_sums(connection, closed)
     return closed
+
+
+async def _lock(connection: Connection) -> None:
+    await connection.execute(_WAIT_FOR_THE_LOCK)
+    try:
+        await connection.execute(_LOCK)
+    except LockNotAvailable:
+        raise CloseRefused(
+            "Somebody else is closing a month: wait for that, and give the same command again."
+        ) from None
 
 
 async def _check_turn(connection: Connection, month: date) -> None:
@@ -205,6 +246,22 @@ async def _wait_for_the_open(connection: Connection, seconds_max: Seconds) -> No
                 "it (pg_stat_activity shows it), and give the same command again."
             )
         await asyncio.sleep(ASK_INTERVAL_SECONDS)
+
+
+async def _check_sums(connection: Connection, closed: Statement) -> None:
+    """It was made from the periods' totals: the movements and the postings must tell the same."""
+    broken = await (await connection.execute(STATEMENTS)).fetchall()
+    posted = await (await connection.execute(_POSTED, {"month": closed.month})).fetchall()
+    told = [
+        (line.currency, *map(Decimal, line[3:6]), *line[7:])
+        for line in closed.lines()
+        if line.kind == "user" and any(line[7:])
+    ]
+    if f"{closed.month:%Y-%m}" in {subject for subject, *_ in broken} or set(told) != set(posted):
+        raise CloseRefused(
+            f"{closed.month:%Y-%m} cannot be closed: postings, movements and periods' totals "
+            "differ, see `ledger verify`."
+        )
 
 
 _GET_STATEMENT = """

@@ -90,7 +90,7 @@ WHERE (
 """
 
 # Put together a second time: from the movements, which the rule above holds.
-_STATEMENTS = """
+STATEMENTS = """
 WITH kinds (kind, of) AS (
     VALUES ('adjustment', '{adjustment}'::text[]), ('campaign', '{reward,reversal}'),
            ('user', '{reward,reversal,adjustment}')
@@ -158,8 +158,20 @@ FROM derived
 WHERE text <> again
 """
 
+# Of the last one, when it is gone, no row tells: that month may as well not be closed yet.
+MONTHS = """
+SELECT to_char(month, 'YYYY-MM'), 'closed, as a later one is', NULL
+FROM generate_series(
+    (SELECT date_trunc('month', min(starts_at) AT TIME ZONE 'UTC') FROM period_totals
+     WHERE period = 'day'),
+    (SELECT max(month) FROM statements)::timestamp, interval '1 month'
+) AS months (month)
+WHERE NOT EXISTS (SELECT FROM statements WHERE statements.month = months.month)
+"""
+
 RULES = {
     "what a period's totals tell apart is the sum of its corrections": _PERIOD_PARTS,
-    "a statement is what was posted until its month's end": _STATEMENTS,
+    "a statement is what was posted until its month's end": STATEMENTS,
+    "months are closed one after the other": MONTHS,
 }
 """Each rule of what is small, and the query of what breaks it: subject, expected, found."""

@@ -32,11 +32,16 @@ def move(database: Database, posted_at: str) -> None:
 
     The roll-ups are filled anew by the migrations that filled them first.
     """
+    with psycopg.connect(database.url(SUPERUSER)) as connection:
+        move_over(connection, posted_at)
+
+
+def move_over(connection: psycopg.Connection, posted_at: str) -> None:
+    """The same over a superuser's connection, in the database transaction that it is in."""
     names = ("0006_period_totals.sql", "0011_movements.sql")
     fills = [fill for name in names for fill in _FILLS.findall((MIGRATIONS / name).read_text())]
-    with psycopg.connect(database.url(SUPERUSER)) as connection:
-        connection.execute("SET session_replication_role = replica")
-        connection.execute(f"UPDATE postings SET posted_at = {posted_at}")
-        connection.execute("DELETE FROM period_totals; DELETE FROM movements")
-        connection.execute("".join(fills))
-        connection.execute(_MEND)
+    connection.execute("SET session_replication_role = replica")
+    connection.execute(f"UPDATE postings SET posted_at = {posted_at}")  # type: ignore[call-overload]
+    connection.execute("DELETE FROM period_totals; DELETE FROM movements")
+    connection.execute("".join(fills))  # type: ignore[call-overload]
+    connection.execute(_MEND)

@@ -15,11 +15,11 @@ import pytest
 from ledger.database import Connection, Role
 from ledger.operations.close import CloseRefused, Line, Statement, close, list_late
 from ledger.operations.verify import verify
-from ledger.operations.verify_finance import _STATEMENTS
+from ledger.operations.verify_finance import MONTHS, STATEMENTS
 from ledger.quarantine import Unposted, keep
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
-from tests.ledger.past import move
+from tests.ledger.past import move, move_over
 from tests.ledger.reports import compared, csv_of, said
 from tests.ledger.test_calls import until
 from tests.ledger.test_reconcile import EVER
@@ -112,9 +112,12 @@ def test_statements_of_corrected_books_are_derived_again(
         with psycopg.connect(database.url(SUPERUSER)) as superuser:
             superuser.execute("SET session_replication_role = replica")
             assert superuser.execute(corruption).rowcount == 1  # type: ignore[call-overload]
-            found = superuser.execute(_STATEMENTS).fetchall()
+            found = superuser.execute(STATEMENTS).fetchall()
             assert len(found) == 1, corruption
             superuser.rollback()
+    missing = "DELETE FROM statements WHERE month = '2026-02-01'"
+    database.rows(f"SET session_replication_role = replica; {missing}", SUPERUSER)
+    assert database.rows(MONTHS) == [("2026-02", "closed, as a later one is", None)]
 
 
 def test_a_month_is_closed_once_however_many_close_it(database: Database, run: Run) -> None:
@@ -154,29 +157,60 @@ def test_a_month_is_not_closed_while_a_part_of_it_cannot_be_seen(
     database: Database, run: Run
 ) -> None:
     """A database transaction that posted before the month's end, and commits after it."""
-    posted(database, run, ("400", "2026-01-31 12:00Z"))
+    posted(database, run, ("400", "2026-01-31 12:00Z"), ("1", "2026-02-01 12:00Z"))
 
     async def main() -> None:
-        async with (
-            closer(database) as connection,
-            await psycopg.AsyncConnection.connect(database.url(SUPERUSER)) as late,
-        ):
-            await late.execute("UPDATE period_totals SET amount = amount + 1")
-            with pytest.raises(CloseRefused, match="still open"):
-                await close(connection, JANUARY, "ann", wait_seconds_max=0.3)
-            closing = asyncio.create_task(close(connection, JANUARY, "ann"))
-            await until(lambda: bool(database.rows(WAITS, SUPERUSER)))
-            await late.commit()
-            statement = await closing
-        assert statement.lines()[-1].closing == "401"
+        async with closer(database) as connection, closer(database) as another:
+            with psycopg.connect(database.url(SUPERUSER)) as late:
+                move_over(late, "timestamptz '2026-01-31 12:00Z'")
+                with pytest.raises(CloseRefused, match="still open"):
+                    await close(connection, JANUARY, "ann", wait_seconds_max=0.3)
+                closing = asyncio.create_task(close(connection, JANUARY, "ann"))
+                await until(lambda: bool(database.rows(WAITS, SUPERUSER)))
+                # Longer than other commands wait for a lock.
+                second = asyncio.create_task(close(another, JANUARY, "bob"))
+                await until(lambda: second.done() or bool(database.rows(WAITS_LONG, SUPERUSER)))
+            assert [line.closing for line in (await closing).lines()] == ["0", "401", "401"]
+            assert await second == await closing
 
     run(main())
+    assert findings(database, run) == set()
 
 
 WAITS = """
 SELECT 1 FROM pg_stat_activity
 WHERE datname = current_database() AND usename = 'ledger_closer' AND query LIKE '%xmin%'
 """
+
+WAITS_LONG = """
+SELECT 1 FROM pg_stat_activity
+WHERE datname = current_database() AND usename = 'ledger_closer' AND wait_event_type = 'Lock'
+    AND clock_timestamp() - query_start > interval '1.5 s'
+"""
+
+
+@pytest.mark.parametrize(
+    "corruption",
+    [
+        "UPDATE period_totals SET amount = amount + 1 WHERE period = 'day'",
+        "UPDATE movements SET credits = credits + 1",
+        "DELETE FROM movements",
+        # Both alike: only the postings tell.
+        (
+            "UPDATE period_totals SET amount = amount + 1 WHERE period = 'day';"
+            " UPDATE movements SET credits = credits + 1"
+        ),
+        "DELETE FROM postings",
+    ],
+)
+def test_a_month_that_does_not_hold_is_not_closed(
+    database: Database, run: Run, corruption: str
+) -> None:
+    posted(database, run, ("400", "2026-01-31 12:00Z"))
+    database.rows(f"SET session_replication_role = replica; {corruption}", SUPERUSER)
+    with pytest.raises(CloseRefused, match="see `ledger verify`"):
+        closed(database, run, JANUARY)
+    assert database.rows("SELECT month FROM statements") == []
 
 
 async def _late(database: Database, month: date) -> list[tuple[str, str]]:

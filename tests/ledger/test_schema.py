@@ -756,7 +756,10 @@ def test_a_service_has_no_right_to_the_books_that_is_not_listed_here(books: Data
         ]
         + [
             (CLOSER, relation, "SELECT")
-            for relation in ("currencies", "period_totals", "commits", "statements")
+            for relation in (
+                *("currencies", "period_totals", "commits", "statements"),
+                *("movements", "postings", "corrections"),
+            )
         ]
         + [(CLOSER, f"statements.{column}", "INSERT") for column in ROWS["statements"]]
         + [(role, "statements.month", "SELECT") for role in (WRITER, CORRECTOR)]

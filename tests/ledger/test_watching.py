@@ -559,7 +559,7 @@ def test_the_same_id_of_a_transaction_in_a_restored_cluster_is_another(
 
 AFTERWARDS = [
     *("0004_watching", "0007_notifying", "0008_corrections", "0011_movements", "0012_statements"),
-    *("0013_seals", "0014_sealed_statements"),
+    *("0013_seals", "0014_sealed_statements", "0015_closing"),
 ]
 
 

@@ -1,0 +1,3 @@
+-- Who closes a month holds its statement against the movements and the postings, before it stays.
+
+GRANT SELECT ON movements, postings, corrections TO ledger_closer;
