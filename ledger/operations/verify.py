@@ -119,6 +119,17 @@ WHERE (
 )
 """
 
+# A reward's place is looked at along commits.
+_CORRECTIONS_PLACED = """
+SELECT correction_key, 'in 1 commit', 'in ' || count(position)
+FROM corrections
+LEFT JOIN commits
+    ON commits.written_by = corrections.written_by
+    AND corrections.number BETWEEN first_number AND last_number
+GROUP BY correction_key
+HAVING count(position) <> 1
+"""
+
 _OUTCOMES = """
 SELECT 'worker ' || worker, answered::text, believed::text
 FROM (
@@ -238,6 +249,7 @@ _RULES = {
     "a correction is posted as it was recorded": _CORRECTED_AS_RECORDED,
     "a reversal takes back what its reward posted": _REVERSED,
     "an adjustment is what two persons agreed on": _APPROVED,
+    "each correction has one place in commit order": _CORRECTIONS_PLACED,
     SEALED: _ROWS,
     "the digest is of the believed bytes": _QUARANTINE_DIGESTS,
     "each believed delivery has one outcome": _OUTCOMES,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ledger.account import USER
 from ledger.database import Connection, array
-from ledger.operations.finding import Finding, find
+from ledger.operations.finding import SEALED, Finding, find
 
 
 class Users(NamedTuple):
@@ -74,7 +74,7 @@ CROSS JOIN LATERAL (
             decimals || ' decimals', amount::text
         ),
         (
-            'a row is as it was sealed', is_unsealed,
+            %(sealed)s, is_unsealed,
             'as it was when it was sealed', 'changed since'
         )
 ) AS checked (rule, is_broken, expected, found)
@@ -136,7 +136,7 @@ async def look_at_users(connection: Connection, users: Users) -> list[Finding]:
     """What does not hold along the accounts of ``users``."""
     asked = users.asked()
     return [
-        *await find(connection, _LOOK_AT_CHAINS, **asked),
+        *await find(connection, _LOOK_AT_CHAINS, sealed=SEALED, **asked),
         *await find(connection, _LOOK_AT_SUMS, **asked),
     ]
 

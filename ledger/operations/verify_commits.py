@@ -11,6 +11,7 @@ from ledger.operations.finding import SEALED, Finding, find, find_of
 
 PLACED = "each reward has one place in commit order"
 TOLD = "what was told is what was posted"
+FIRST = "a commit brought the row with its first number"
 
 
 class Brought(NamedTuple):
@@ -115,7 +116,7 @@ UNION ALL
     CROSS JOIN LATERAL (
         VALUES
             (
-                'a row is as it was sealed', NOT is_sealed,
+                %(sealed)s, NOT is_sealed,
                 'as it was when it was sealed', 'changed since'
             ),
             (
@@ -129,7 +130,7 @@ UNION ALL
                 encode(derived_digest, 'hex'), encode(digest, 'hex')
             ),
             (
-                'what was told is what was posted',
+                %(told)s,
                 (
                     user_id, 'campaign:' || campaign_id, 'user:' || user_id, currency,
                     reward_amount
@@ -160,7 +161,7 @@ UNION ALL
 )
 UNION ALL
 (
-    SELECT 'each reward has one place in commit order', min(reward_id),
+    SELECT %(placed)s, min(reward_id),
            'number ' || number || ' once', count(*) || ' times'
     FROM looked_at
     GROUP BY number
@@ -174,14 +175,31 @@ FROM commits
 WHERE position BETWEEN %(first)s AND %(last)s AND seal IS DISTINCT FROM commit_seal(commits)
 """
 
+# Each by index, as above. Of a reward that posted nothing no other row may tell.
+_FIRSTS = """
+SELECT 'commit ' || position, 'number ' || first_number, NULL
+FROM commits
+WHERE position BETWEEN %(first)s AND %(last)s
+  AND 0 = (
+      SELECT count(*) FROM rewards
+      WHERE rewards.written_by = commits.written_by AND rewards.number = first_number
+  )
+  AND 0 = (
+      SELECT count(*) FROM corrections
+      WHERE corrections.written_by = commits.written_by AND corrections.number = first_number
+  )
+"""
+
 
 async def look_at_commits(
     connection: Connection, first: int, last: int
 ) -> tuple[Brought, list[Finding]]:
     """What the commits at positions ``first`` to ``last`` brought, and what of it does not hold."""
     asked = {"first": first, "last": last}
-    (_, _, rewards, posted), *findings = await find(connection, _LOOK_AT, **asked)
+    rules = {"sealed": SEALED, "told": TOLD, "placed": PLACED}
+    (_, _, rewards, posted), *findings = await find(connection, _LOOK_AT, **asked, **rules)
     findings += await find_of(connection, SEALED, _SEALS, **asked)
+    findings += await find_of(connection, FIRST, _FIRSTS, **asked)
     return Brought(int(rewards or 0), int(posted or 0)), findings
 
 

@@ -11,6 +11,8 @@ import msgspec
 import psycopg
 import pytest
 
+from ledger.correcting import reverse
+from ledger.correction import Reversal
 from ledger.database import Role, conninfo
 from ledger.operations import verifying
 from ledger.operations.finding import Finding
@@ -47,6 +49,16 @@ def fill(database: Database, run: Run, first: int = 0, last: int = 10) -> None:
                         for i in range(OF_A_COMMIT)
                     ],
                 )
+
+    run(main())
+
+
+def take_back(database: Database, run: Run, reward_id: str) -> None:
+    """A reversal, which is a commit of its own."""
+
+    async def main() -> None:
+        async with database.connected(Role.CORRECTOR) as connection:
+            await reverse(connection, Reversal("back", reward_id, None, "a mistake", "ann"))
 
     run(main())
 
@@ -257,10 +269,12 @@ SEEN_SINCE = {
     "of this day's totals": "UPDATE period_totals SET amount = 9 WHERE period = 'day'",
     "of a small table": "UPDATE currencies SET name = 'x' WHERE code = 'CHF'",
     "a reward from before is gone": "DELETE FROM rewards WHERE reward_id = 'r0-0'",
+    "the commit of a reversal from before is gone": "DELETE FROM commits WHERE written_by ="
+    " (SELECT written_by FROM corrections)",
     "a posting from before is gone": "DELETE FROM postings WHERE reward_id = 'r0-0'",
     "a reward came in by the back door": "INSERT INTO rewards (reward_id, user_id, campaign_id,"
     " believed_bytes, fingerprint) VALUES ('z', 'u', 'c', '', sha256(''))",
-    "the commit where it began": "UPDATE commits SET seal = seal + 1 WHERE position > 10",
+    "the commit where it began": "UPDATE commits SET seal = seal + 1 WHERE position > 11",
 }
 NOT_SEEN_SINCE = {
     "of a document from before": "UPDATE rewards SET body = 'x' WHERE reward_id = 'r0-0'",
@@ -272,7 +286,9 @@ NOT_SEEN_SINCE = {
 def test_a_run_since_another_sees_what_it_says_it_sees(
     database: Database, run: Run, change: str
 ) -> None:
-    fill(database, run)
+    fill(database, run, 0, 1)
+    take_back(database, run, "r0-2")
+    fill(database, run, 1, 10)
     first = verified(database, run)
     fill(database, run, 10, 12)
     corrupt(database, change)
