@@ -1,7 +1,8 @@
 """Two books, compared row by row, as after a rebuild.
 
 Times, numbers and who was logged in are of the second time, so they are not compared; nor is what
-follows from times, which is the periods' totals.
+follows from times, which is commit order, the periods' totals, movements and statements. Nor is
+what no posting follows from: proposals, the quarantine, tallies and reconciliations.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 from ledger.database import Connection
 
 FINDINGS_MAX = 1000
-"""How many differences of one rule are named of a part of the books: more help nobody."""
-
+"""How many differences one query names, of however many rules: more help nobody."""
 
 SEALED = "a row is as it was sealed"
 

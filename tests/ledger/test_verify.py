@@ -224,7 +224,6 @@ CORRUPTIONS = {
     },
     "UPDATE commits SET first_number = first_number + 1 WHERE first_number < last_number": {
         "each reward has one place in commit order",
-        "a commit brought the row with its first number",
     },
     "INSERT INTO commits (written_by, first_number, last_number, seal)"
     " SELECT written_by, number, number, 0 FROM rewards WHERE reward_id = 'r6'": {
