@@ -23,11 +23,11 @@ from ledger.errors import (
     Unavailable,
     UnknownCurrency,
 )
-from ledger.operations.verify import verify
 from ledger.reward import Reward
 from ledger.writing import Outcome, Receipt, Status, Writer, post
 from tests.conftest import SUPERUSER, Database, Run
 from tests.rewards import reward
+from tests.verifying import verify
 
 SECONDS = int(os.environ.get("HAMMER_SECONDS") or 8)
 SEED = int(os.environ.get("SEED") or random.SystemRandom().getrandbits(32))
@@ -219,11 +219,7 @@ def test_however_it_is_hammered_every_reward_is_credited_once(
     first = check_answers(answers)
     check_books(database, first)
 
-    async def findings() -> object:
-        async with database.connected(Role.READER, is_service=False) as connection:
-            return await verify(connection)
-
-    assert run(findings()) == []
+    assert run(verify(database.url())) == []
 
 
 def check_answers(answers: list[Answer]) -> dict[str, Answer]:

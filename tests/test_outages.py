@@ -30,10 +30,10 @@ from psycopg.conninfo import conninfo_to_dict
 from ingress.spooling import SpoolSettings, status
 from ledger.database import Role
 from ledger.embedded import EmbeddedPostgres
-from ledger.operations.verify import verify
 from tests.conftest import SUPERUSER, Database, Run, throw_away_postgres
 from tests.ingress.deliveries import ABSENT, PATH, body, signed
 from tests.ingress.observed import Ingress, running
+from tests.verifying import verify
 from tests.wire import Loss, Wire
 
 SECONDS = int(os.environ.get("OUTAGE_SECONDS") or 8)
@@ -347,11 +347,7 @@ def test_whatever_breaks_every_200_is_in_the_books_once(
     if has_spool:
         check_order(database, answers)
 
-    async def findings() -> object:
-        async with database.connected(Role.READER, is_service=False) as connection:
-            return await verify(connection)
-
-    assert run(findings()) == []
+    assert run(verify(database.url())) == []
 
 
 def check_that_it_broke(

@@ -12,19 +12,7 @@ in its last second nobody has counted.
 from ledger.database import Connection
 from ledger.operations import verify_finance
 from ledger.operations.finding import SEALED, Finding, find_of
-from ledger.operations.verify_accounts import (
-    Users,
-    look_at_houses,
-    look_at_users,
-)
-from ledger.operations.verify_commits import (
-    get_end,
-    look_at_commits,
-    look_at_counts,
-)
 from ledger.tallying import Tally
-
-__all__ = ["Finding", "verify"]
 
 
 def in_words(tally: Tally) -> str:
@@ -265,30 +253,6 @@ async def look_at_rules(connection: Connection) -> list[Finding]:
     for rule, query in _RULES.items():
         findings += await find_of(connection, rule, query)
     return findings
-
-
-async def look_at_all(connection: Connection) -> list[Finding]:
-    """Every difference, in the snapshot of the database transaction that ``connection`` is in."""
-    end = await get_end(connection)
-    brought, findings = await look_at_commits(connection, 0, end.position)
-    return [
-        *findings,
-        *await look_at_counts(connection, brought),
-        *await look_at_users(connection, Users()),
-        *await look_at_houses(connection),
-        *await look_at_periods(connection, 0),
-        *await look_at_rules(connection),
-    ]
-
-
-async def verify(connection: Connection) -> list[Finding]:
-    """Every difference in the books, empty when they hold; one part of them after the other.
-
-    Needs a connection outside a database transaction; a role that may read is enough.
-    """
-    async with connection.transaction():
-        await connection.execute(SNAPSHOT)
-        return await look_at_all(connection)
 
 
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"

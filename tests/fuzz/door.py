@@ -18,9 +18,8 @@ from falcon.testing import ASGIConductor
 from ingress.app import from_environment
 from ingress.canonical import stringify
 from ingress.errors import NotCanonical
-from ledger.database import Role, conninfo
-from ledger.operations.verify import verify
 from tests.ingress.deliveries import PATH, PREVIOUS_TOKEN, TOKEN, problem
+from tests.verifying import verify
 
 LIMIT = 2048
 """The body limit here: small, so that what is random is often about as large."""
@@ -145,13 +144,7 @@ class FuzzedDoor:
 
     def check_books(self) -> None:
         """Fails unless the books hold against themselves."""
-
-        async def look() -> list[Any]:
-            info = conninfo(self._url, Role.READER, is_service=False)
-            async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
-                return list(await verify(connection))
-
-        assert self._runner.run(look()) == []
+        assert self._runner.run(verify(self._url)) == []
 
     def _expected(self, sent: Sent) -> set[str]:
         """The outcomes that are documented for it, in the order in which things are refused."""

@@ -28,13 +28,14 @@ from ingress.tallying import ABANDONED, COUNTED_AS, Counts, Tallying
 from ledger.database import Connection, Pool, Role
 from ledger.embedded import EmbeddedPostgres
 from ledger.errors import BrokenRule, DatabaseUnavailable
-from ledger.operations.verify import Finding, verify
+from ledger.operations.finding import Finding
 from ledger.tallying import Tally, total
 from ledger.writing import Status
 from tests.conftest import SUPERUSER, Database, Run, throw_away_postgres
 from tests.ingress.deliveries import ABSENT, PATH, TOKEN, body, signed
 from tests.ingress.observed import Ingress, Labels, running, wait_until
 from tests.ledger.test_cli import ledger
+from tests.verifying import verify
 
 BEFORE_BELIEF = {
     *("not-believed", "too-many-failures", "address-not-allowed", "not-json-type", "too-large"),
@@ -57,7 +58,7 @@ def told(database: Database, run: Run) -> Tally:
 
 
 def found(database: Database, run: Run) -> list[Finding]:
-    findings: list[Finding] = asked(database, run, verify)
+    findings: list[Finding] = run(verify(database.url()))
     return findings
 
 

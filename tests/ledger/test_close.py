@@ -14,7 +14,6 @@ import pytest
 
 from ledger.database import Connection, Role
 from ledger.operations.close import CloseRefused, Line, Statement, close, list_late
-from ledger.operations.verify import verify
 from ledger.operations.verify_finance import MONTHS, STATEMENTS
 from ledger.quarantine import Unposted, keep
 from ledger.writing import post
@@ -25,6 +24,7 @@ from tests.ledger.test_calls import until
 from tests.ledger.test_reconcile import EVER
 from tests.ledger.test_totals import fill
 from tests.rewards import reward
+from tests.verifying import verify
 
 HEAD = "\t".join(("currency", *Line._fields[1:]))
 JANUARY, FEBRUARY, MARCH = date(2026, 1, 1), date(2026, 2, 1), date(2026, 3, 1)
@@ -59,8 +59,7 @@ def posted(database: Database, run: Run, *rewards: tuple[str, str]) -> None:
 
 def findings(database: Database, run: Run) -> set[str]:
     async def main() -> set[str]:
-        async with database.connected(Role.READER, is_service=False) as connection:
-            return {finding.rule for finding in await verify(connection)}
+        return {finding.rule for finding in await verify(database.url())}
 
     found: set[str] = run(main())
     return found

@@ -25,11 +25,11 @@ from ledger.errors import (
     TooMuchToReverse,
     UnknownCurrency,
 )
-from ledger.operations.verify import verify
 from ledger.reading import list_balances, list_currency_totals
 from ledger.writing import post
 from tests.conftest import Database, Run
 from tests.rewards import reward
+from tests.verifying import verify
 
 SOON = datetime(2999, 1, 1, tzinfo=UTC)
 
@@ -70,7 +70,7 @@ class Books:
         return str(found[0].value) if found else "none"
 
     async def hold(self) -> None:
-        assert await self.read(verify) == []
+        assert await verify(self.database.url()) == []
 
 
 def test_a_whole_reversal_is_the_opposite_posting_and_leaves_nothing(

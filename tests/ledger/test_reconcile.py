@@ -27,7 +27,6 @@ from ledger.operations.importing import reward as imported_reward
 from ledger.operations.reconcile import Answer, Options
 from ledger.operations.report import opened
 from ledger.operations.rows import BadReport
-from ledger.operations.verify import verify
 from ledger.quarantine import Unposted, close, keep
 from ledger.reward import Reward
 from ledger.writing import Outcome, Receipt, Status, post
@@ -35,6 +34,7 @@ from tests.bench.books import fill
 from tests.conftest import SUPERUSER, Database, Run
 from tests.ledger.reports import NAMES, compared, csv_of, said
 from tests.rewards import reward
+from tests.verifying import verify
 
 EVER = Options(first_day=date(2000, 1, 1), last_day=date(2999, 12, 31))
 
@@ -363,11 +363,7 @@ def test_what_is_missing_is_imported_once_and_told_from_what_came_by_webhook(
     assert again.counts.by_class[Class.MATCHED] == 3
     assert database.rows("SELECT count(*) FROM postings") == [(2,)]
 
-    async def look() -> list[Any]:
-        async with database.connected(Role.READER, is_service=False) as connection:
-            return list(await verify(connection))
-
-    assert run(look()) == []
+    assert run(verify(database.url())) == []
 
 
 def test_a_webhook_after_an_import_is_a_replay_if_it_says_the_same(

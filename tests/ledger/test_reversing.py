@@ -18,7 +18,6 @@ from psycopg.conninfo import conninfo_to_dict
 from ledger.client import errors as told
 from ledger.config import AccessSettings, ServeSettings
 from ledger.database import Role
-from ledger.operations.verify import verify
 from ledger.v1 import ledger_pb2 as pb
 from ledger.v1.ledger_pb2_grpc import LedgerServiceStub
 from tests.conftest import SUPERUSER, Database, Run
@@ -26,6 +25,7 @@ from tests.corrections import adjusted
 from tests.ledger.test_client import KINDS, client
 from tests.rewards import reward
 from tests.serving import Refusal, free_port, refusal, serving
+from tests.verifying import verify
 from tests.watches import posted
 from tests.wire import Loss, Wire
 
@@ -85,8 +85,7 @@ async def correcting(
 
 
 async def hold(database: Database) -> None:
-    async with database.connected(Role.READER, is_service=False) as connection:
-        assert await verify(connection) == []
+    assert await verify(database.url()) == []
 
 
 def test_what_was_taken_back_is_answered_as_it_stands_in_the_books(

@@ -8,21 +8,20 @@ import pytest
 from ledger.correcting import approve, propose, reverse
 from ledger.correction import Adjustment, Reversal
 from ledger.database import Role, conninfo
-from ledger.operations.verify import Finding, in_words, verify
+from ledger.operations.finding import Finding
+from ledger.operations.verify import in_words
 from ledger.operations.verify_commits import _UNPLACED
 from ledger.quarantine import Unposted, keep
 from ledger.tallying import Tally
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run
 from tests.rewards import reward
+from tests.verifying import verify
 
 
 def findings(database: Database, run: Run) -> list[Finding]:
-    async def main() -> list[Finding]:
-        async with database.connected(Role.READER, is_service=False) as connection:
-            return await verify(connection)
-
-    return run(main())
+    found: list[Finding] = run(verify(database.url()))
+    return found
 
 
 def fill(database: Database, run: Run) -> None:

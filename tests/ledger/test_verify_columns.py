@@ -17,12 +17,12 @@ from ledger.correction import Adjustment, Reversal
 from ledger.database import Connection, Role, conninfo
 from ledger.embedded import EmbeddedPostgres
 from ledger.operations.close import close as close_month
-from ledger.operations.verify import look_at_all
 from ledger.quarantine import Unposted, close, keep
 from ledger.writing import post
 from tests.conftest import SUPERUSER, Database, Run, cloned
 from tests.ledger.past import move
 from tests.rewards import reward
+from tests.verifying import look_at_all
 
 TABLES = [
     *("balances", "commits", "corrections", "currencies", "movements", "period_totals", "postings"),

@@ -20,7 +20,6 @@ from ledger.embedded import EmbeddedPostgres
 from ledger.errors import InvalidArgument
 from ledger.history import RewardFilter
 from ledger.operations.migrate import MIGRATIONS, migrate
-from ledger.operations.verify import verify
 from ledger.place import BEGINNING, Place
 from ledger.seal import Seal
 from ledger.v1 import ledger_pb2 as pb
@@ -29,6 +28,7 @@ from ledger.writing import post
 from tests.conftest import OWNER, Database, Run
 from tests.rewards import reward
 from tests.serving import Refusal, refusal
+from tests.verifying import verify
 from tests.watches import NOT_A_PLACE, Watch, posted, watching_books
 
 # Where it begins
@@ -604,7 +604,6 @@ def test_books_from_before_are_told_in_the_order_of_their_versions(
             assert await watch.until(7) == [*names, "later"]
             assert [each.posting.version for each in watch.rewards] == list(range(1, 8))
         # What was there was sealed as it stood.
-        async with database.connected(Role.READER, is_service=False) as connection:
-            assert await verify(connection) == []
+        assert await verify(database.url()) == []
 
     run(main())

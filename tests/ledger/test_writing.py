@@ -24,12 +24,13 @@ from ledger.errors import (
     Unavailable,
     UnknownCurrency,
 )
-from ledger.operations.verify import verify
+from ledger.operations.finding import Finding
 from ledger.reward import Reward
 from ledger.writing import WAIT_SECONDS_MAX, Outcome, Receipt, Status, Writer, post
 from tests.conftest import SUPERUSER, Database, Run
 from tests.ledger.past import move
 from tests.rewards import reward
+from tests.verifying import verify
 
 
 async def post_all(database: Database, *rewards: Reward) -> list[Any]:
@@ -38,9 +39,8 @@ async def post_all(database: Database, *rewards: Reward) -> list[Any]:
         return list(await post(connection, rewards))
 
 
-async def findings(database: Database) -> list[Any]:
-    async with database.connected(Role.READER, is_service=False) as connection:
-        return list(await verify(connection))
+async def findings(database: Database) -> list[Finding]:
+    return await verify(database.url())
 
 
 def balances(database: Database) -> dict[tuple[str, str], tuple[str, int]]:
