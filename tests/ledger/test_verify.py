@@ -10,7 +10,7 @@ from ledger.correction import Adjustment, Reversal
 from ledger.database import Role, conninfo
 from ledger.operations.finding import Finding
 from ledger.operations.verify import in_words
-from ledger.operations.verify_commits import _UNPLACED
+from ledger.operations.verify_commits import _FIRSTS, _UNPLACED
 from ledger.quarantine import Unposted, keep
 from ledger.tallying import Tally
 from ledger.writing import post
@@ -283,6 +283,7 @@ def test_books_that_were_there_before_commits_were_counted_are_verified_in_time(
             database.rows("ANALYZE")
         with psycopg.connect(info) as connection:
             assert connection.execute(_UNPLACED).fetchall() == []
+            assert connection.execute(_FIRSTS, {"first": 1, "last": 20000}).fetchall() == []
 
 
 # What the ingress counted
