@@ -5,6 +5,7 @@ import functools
 import itertools
 import os
 import random
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -24,6 +25,11 @@ from ledger.operations.migrate import migrate
 for _name in [name for name in os.environ if name.startswith(("INGRESS_", "LEDGER_", "PG"))]:
     del os.environ[_name]
 os.environ.pop("DATABASE_URL", None)
+
+# Who runs the tests in the background may have had Ctrl-C ignored, and whatever is started inherits
+# that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MEMORY = Path("/dev/shm")
 MEMORY_FREE_MIN_BYTES = 4 * 2**30

@@ -201,9 +201,10 @@ SELECT 'c-' || i, 'reversal', 'r-' || i, 'user-1', 'USD', 'user:user-1', 'campai
 FROM generate_series({start}, {start} + 99) AS i;
 INSERT INTO postings (
     user_id, currency, version, correction_key, debit_account, credit_account, amount,
-    balance_after, posted_at
+    balance_after, posted_at, seal
 )
-SELECT 'user-1', 'USD', 10000 + i, 'c-' || i, 'user:user-1', 'campaign:campaign-1', 0.5, 0, now()
+SELECT
+    'user-1', 'USD', 10000 + i, 'c-' || i, 'user:user-1', 'campaign:campaign-1', 0.5, 0, now(), 0
 FROM generate_series({start}, {start} + 99) AS i;
 COMMIT
 """
