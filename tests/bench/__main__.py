@@ -152,46 +152,51 @@ def measure_outages(directory: Path, seed: int) -> None:
 
 
 def measure_calls(h2load: str, postgres: EmbeddedPostgres, directory: Path) -> None:
-    """GetBalance and its sisters beside an empty call of the same server, 32 calls in flight."""
-    kept: dict[int, load.Result] = {}
-    for rewards in FILLED:
-        place = reads.filled(postgres, rewards)
-        results: dict[str, list[load.Result]] = {}
-        port = load.free_port()
-        with process(reads.command(place, port), port) as server:
-            for _ in range(ROUNDS):
+    """GetBalance and its sisters beside an empty call of the same server, 32 calls in flight.
+
+    Small books and large ones take turns, so that a slow minute is not held against one of them.
+    """
+    places = [reads.filled(postgres, rewards) for rewards in FILLED]
+    results: dict[tuple[int, str], list[load.Result]] = {}
+    singles: dict[tuple[int, str], list[float]] = {}
+    for _ in range(ROUNDS):
+        for place in places:
+            port = load.free_port()
+            with process(reads.command(place, port), port) as server:
                 for name, question in reads.questions(place).items():
                     result = reads.ask(
                         h2load, server, port, question, SECONDS, directory, postmaster(postgres)
                     )
-                    results.setdefault(name, []).append(result)
-            pages = reads.pages_p50_milliseconds(place, port)
-            totals = reads.totals_milliseconds(place, port)
+                    results.setdefault((place.rewards, name), []).append(result)
+                for name, p50 in reads.singles_p50_milliseconds(place, port).items():
+                    singles.setdefault((place.rewards, name), []).append(p50)
+    for place in places:
+        rows = {name: median(row) for (of, name), row in results.items() if of == place.rewards}
+        print_calls(place.rewards, rows)
+        for (of, name), p50s in singles.items():
+            if of == place.rewards:
+                print(f"{name}: p50 {statistics.median(p50s):.2f} ms")
+        print(f"ledger verify: {reads.verify_seconds(place):.1f} s, nothing found")
+    least, most = min(FILLED), max(FILLED)
+    ratio = _cost(median(results[most, reads.SINGLE])) / _cost(median(results[least, reads.SINGLE]))
+    print(f"\n{reads.SINGLE} costs {ratio:.2f} times as much in {most:,} rewards as in {least:,}")
+
+
+def print_calls(rewards: int, rows: Mapping[str, load.Result]) -> None:
+    """What the calls on books of `rewards` cost."""
+    print(
+        f"\ncalls, {rewards:,} rewards, one process with metrics and log lines, 32 in flight"
+        " (CPU in µs a call)"
+    )
+    print(f"{'':<24}{'a second':>9}{'server':>8}{'Postgres':>9}{'failed':>7}  of the empty call")
+    for name, row in rows.items():
         print(
-            f"\ncalls, {rewards:,} rewards, one process with metrics and log lines, 32 in flight"
-            " (CPU in µs a call)"
+            f"{name:<24}{row.per_second:>9.0f}{row.server_microseconds:>8.0f}"
+            f"{row.postgres_microseconds:>9.0f}{row.failed:>7}"
+            f"{row.per_second / rows['empty call'].per_second:>12.2f}"
         )
-        print(
-            f"{'':<24}{'a second':>9}{'server':>8}{'Postgres':>9}{'failed':>7}  of the empty call"
-        )
-        empty = median(results["empty call"])
-        for name in results:
-            row = median(results[name])
-            print(
-                f"{name:<24}{row.per_second:>9.0f}{row.server_microseconds:>8.0f}"
-                f"{row.postgres_microseconds:>9.0f}{row.failed:>7}"
-                f"{row.per_second / empty.per_second:>12.2f}"
-            )
-        batch = median(results[f"BatchGetBalances of {reads.KEYS}"])
-        each = batch.server_microseconds / reads.KEYS
-        print(f"BatchGetBalances: {each:.1f} µs of server CPU a balance")
-        for name, milliseconds in pages.items():
-            print(f"ListRewards, {reads.PAGE_SIZE} rewards, {name}: p50 {milliseconds:.2f} ms")
-        print(f"ListCurrencyTotals as of a time: p50 {totals:.2f} ms")
-        kept[rewards] = median(results[reads.SINGLE])
-    least, most = min(kept), max(kept)
-    ratio = _cost(kept[most]) / _cost(kept[least])
-    print(f"{reads.SINGLE} costs {ratio:.2f} times as much in {most:,} rewards as in {least:,}")
+    each = rows[f"BatchGetBalances of {reads.KEYS}"].server_microseconds / reads.KEYS
+    print(f"BatchGetBalances: {each:.1f} µs of server CPU a balance")
 
 
 def _cost(result: load.Result) -> float:

@@ -1,10 +1,13 @@
 """How fast questions are answered, from small books and from large ones."""
 
+import os
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import psutil
@@ -21,7 +24,7 @@ from tests.bench import books, load
 
 KEYS = 100
 PAGE_SIZE = 50
-PAGES_ASKED = 200
+CALLS = 100
 SINGLE = "GetBalance of one user"
 EMPTY = "/bench.Empty/Call"
 GET_BALANCE = "/ledger.v1.LedgerService/GetBalance"
@@ -67,8 +70,27 @@ def questions(place: Filled) -> dict[str, tuple[str, bytes]]:
     }
 
 
-def pages_p50_milliseconds(place: Filled, port: int) -> dict[str, float]:
-    """How long a page of the frequent user's history takes: the first, and the last whole one."""
+def singles_p50_milliseconds(place: Filled, port: int) -> dict[str, float]:
+    """How long one call after the other takes, of each question that is asked seldom."""
+    totals = pb.ListCurrencyTotalsRequest()
+    totals.as_of.FromJsonString("2025-07-01T12:34:56.789Z")
+    movements = pb.ListMovementsRequest(
+        start_day="2025-03-01", end_day="2025-10-01", group=pb.MOVEMENT_GROUP_CAMPAIGN
+    )
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        service = LedgerServiceStub(channel)
+        found = {
+            f"ListRewards, {PAGE_SIZE} rewards, {name}": _p50(service.ListRewards, request)
+            for name, request in _pages(place).items()
+        }
+        found["ListCurrencyTotals as of a time"] = _p50(service.ListCurrencyTotals, totals)
+        found["ListMovements of seven months"] = _p50(service.ListMovements, movements)
+        found["GetTrialBalance"] = _p50(service.GetTrialBalance, pb.GetTrialBalanceRequest())
+    return found
+
+
+def _pages(place: Filled) -> dict[str, pb.ListRewardsRequest]:
+    """The first page of the frequent user's history, and the last whole one."""
     chosen = RewardFilter(books.FREQUENT_USER)
     with psycopg.connect(place.url) as connection:
         ((key,),) = connection.execute("SELECT key FROM sealing_keys").fetchall()
@@ -81,36 +103,33 @@ def pages_p50_milliseconds(place: Filled, port: int) -> dict[str, float]:
             "SELECT count(*) FROM rewards WHERE user_id = %s", (books.FREQUENT_USER,)
         ).fetchall()
     token = page.token(Seal(bytes(key)), number, chosen)
-    last = count // PAGE_SIZE
-    found = {}
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        service = LedgerServiceStub(channel)
-        for name, page_token in (("page 1", ""), (f"page {last:,}", token)):
-            request = pb.ListRewardsRequest(
-                user_id=books.FREQUENT_USER, page_size=PAGE_SIZE, page_token=page_token
-            )
-            times = []
-            for _ in range(PAGES_ASKED):
-                started = time.perf_counter()
-                if len(service.ListRewards(request).rewards) != PAGE_SIZE:
-                    raise AssertionError
-                times.append(time.perf_counter() - started)
-            found[name] = statistics.median(times) * 1000
-    return found
+    return {
+        name: pb.ListRewardsRequest(
+            user_id=books.FREQUENT_USER, page_size=PAGE_SIZE, page_token=page_token
+        )
+        for name, page_token in (("page 1", ""), (f"page {count // PAGE_SIZE:,}", token))
+    }
 
 
-def totals_milliseconds(place: Filled, port: int) -> float:
-    """How long the totals as of the middle of the year take."""
-    request = pb.ListCurrencyTotalsRequest()
-    request.as_of.FromJsonString("2025-07-01T12:34:56.789Z")
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        service = LedgerServiceStub(channel)
-        times = []
-        for _ in range(20):
-            started = time.perf_counter()
-            service.ListCurrencyTotals(request)
-            times.append(time.perf_counter() - started)
+def _p50(method: Callable[[Any], Any], request: Any) -> float:
+    times = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        method(request)
+        times.append(time.perf_counter() - started)
     return statistics.median(times) * 1000
+
+
+def verify_seconds(place: Filled) -> float:
+    """How long `ledger verify` takes, which must find nothing."""
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "ledger", "verify"],
+        env={**os.environ, "DATABASE_URL": place.url},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return time.perf_counter() - started
 
 
 def ask(
