@@ -8,12 +8,11 @@ import typer
 from ledger.database import Connection, Role
 from ledger.operations.close import (
     CloseRefused,
-    Late,
     Statement,
     close,
     get_statement,
-    list_late,
 )
+from ledger.operations.late import Late, list_late
 from ledger.operations.totals import (
     Group,
     Movement,

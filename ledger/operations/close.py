@@ -65,16 +65,6 @@ class Statement(NamedTuple):
         return lines
 
 
-class Late(NamedTuple):
-    """A reward that was posted after a month's end, although somebody knew of it before."""
-
-    reward_id: str
-    currency: str
-    amount: str
-    posted_at: datetime
-    why: str
-
-
 # Longer than whoever holds it waits: two at once make one statement.
 _WAIT_FOR_THE_LOCK = "SET LOCAL lock_timeout = '12s'"
 
@@ -275,52 +265,3 @@ async def get_statement(connection: Connection, month: date) -> Statement | None
     """The statement of ``month``, its first day; ``None`` while it is not closed."""
     row = await (await connection.execute(_GET_STATEMENT, {"month": month})).fetchone()
     return None if row is None else Statement(*row)
-
-
-# An imported reward belongs to the month in which its report's period ended, one that was in
-# the quarantine to the month in which it was first seen there.
-_LIST_LATE = """
-WITH bounds AS (
-    SELECT %(month)s::timestamp AT TIME ZONE 'UTC' AS starts_at,
-           (%(month)s::timestamp + interval '1 month') AT TIME ZONE 'UTC' AS ends_at
-),
-since AS (
-    SELECT postings.reward_id, postings.currency, amount, posted_at, number, webhook_type,
-           believed_bytes, believed_bytes_sha256
-    FROM bounds
-    JOIN postings ON posted_at >= ends_at
-    JOIN rewards ON rewards.reward_id = postings.reward_id
-),
-late AS (
-    SELECT since.reward_id, currency, amount, posted_at, since.number,
-           'in the quarantine since ' || to_char(first_seen_at, 'YYYY-MM-DD') AS why
-    FROM bounds
-    JOIN quarantine ON first_seen_at >= starts_at AND first_seen_at < ends_at
-    JOIN since ON since.believed_bytes_sha256 = quarantine.believed_bytes_sha256
-    UNION ALL
-    SELECT DISTINCT ON (since.number)
-           since.reward_id, currency, amount, posted_at, since.number,
-           'in a report until ' || to_char(run.ends_at - interval '1 us', 'YYYY-MM-DD')
-    FROM bounds
-    CROSS JOIN (
-        SELECT encode(file_sha256, 'hex') AS file, ends_at FROM reconciliations WHERE imports
-    ) AS run
-    JOIN since ON webhook_type = 'import' AND run.file = substring(
-        convert_from(believed_bytes, 'UTF8') FROM '"sha256":"([0-9a-f]{64})"'
-    )
-    WHERE run.ends_at > bounds.starts_at AND run.ends_at <= bounds.ends_at
-)
-SELECT reward_id, currency, amount::text, posted_at, why FROM late ORDER BY number
-"""
-
-
-async def list_late(connection: Connection, month: date) -> list[Late]:
-    """What was posted after ``month`` and, as far as the books know, belongs to it; oldest first.
-
-    A role that may read is enough.
-    """
-    cursor = await connection.execute(_LIST_LATE, {"month": month})
-    return [
-        Late(reward_id, currency, plain(amount), posted_at, why)
-        for reward_id, currency, amount, posted_at, why in await cursor.fetchall()
-    ]

@@ -13,7 +13,8 @@ import psycopg
 import pytest
 
 from ledger.database import Connection, Role
-from ledger.operations.close import CloseRefused, Line, Statement, close, list_late
+from ledger.operations.close import CloseRefused, Line, Statement, close
+from ledger.operations.late import list_late
 from ledger.operations.verify_finance import MONTHS, STATEMENTS
 from ledger.quarantine import Unposted, keep
 from ledger.writing import post
